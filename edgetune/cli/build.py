@@ -1,0 +1,140 @@
+"""`edgetune build`: the straight line from base model and adapters to a validated package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetune.errors import InputRefusedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgetune.build import Build
+    from edgetune.plan import Plan
+    from edgetune.recipe import Recipe
+
+_STEPS = ("merge", "reference", "optimize", "package", "validate")
+
+
+@click.command(short_help="Base model + adapters → a validated package for each device.")
+@click.argument("recipe", required=False)
+@click.option("-m", "--model", help="Base model: a Hugging Face folder or a hub id.")
+@click.option("-a", "--adapter", "adapters", multiple=True, help="PEFT adapter folder (repeat).")
+@click.option("-d", "--device", "devices", multiple=True, help="Device name or profile (repeat).")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
+@click.option("--task", help="Task, named as Hugging Face pipelines are.")
+@click.option("--data", help="Evaluation data, JSON lines.")
+@click.option("--trained-as", help="The 4-bit base the adapter saw: nf4|fp4[+double][:bfloat16].")
+@click.option("--onto", type=click.Choice(["dequantized", "original"]), help="QLoRA: merge onto.")
+@click.option("--scheme", help="Quantization scheme, for example w8a16-rtn or w8a16-rtn-g128.")
+@click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
+@click.option("--allow-pickle", is_flag=True, help="Read a pickled adapter, confined.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be done and why; stop.")
+@click.option("--only", default="*", help="Build only identifiers that match, e.g. '*@this-machine'.")
+@click.option("--until", type=click.Choice(_STEPS), default=_STEPS[-1], help="Stop after a step.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def build(context: click.Context, **flags: Any) -> int:
+    """Merge, quantize, package and validate RECIPE (a file or a shipped recipe's name).
+
+    Flags alone are enough: edgetune build -m MODEL -a ADAPTER -d DEVICE -o OUT
+    """
+    from edgetune.build import exit_code, note_plans, plan_as_json, plan_builds, run_builds
+    from edgetune.console import print_json
+
+    if flags["allow_pickle"]:
+        msg = "--allow-pickle: reading pickled adapters in a confined child is not built yet"
+        raise InputRefusedError(msg, "load the adapter with PEFT and save it as safetensors")
+    recipe = _recipe_of(flags)
+    plans = plan_builds(recipe, flags["devices"], flags["out"], flags["only"])
+    if flags["plan_only"]:
+        if flags["as_json"]:
+            print_json(plan_as_json(plans, flags["out"]))
+        else:
+            note_plans(plans, flags["out"])
+            _show_plan(plans, flags["out"])
+        return 0
+    note_plans(plans, flags["out"])
+    builds = run_builds(plans, flags["out"], flags["until"])
+    if flags["as_json"]:
+        print_json({"builds": [b.as_json() for b in builds]})
+    else:
+        _show_builds(builds)
+    return exit_code(builds)
+
+
+def _recipe_of(flags: dict[str, Any]) -> Recipe:
+    """The recipe file with the flags laid over it, or a recipe made of flags alone."""
+    from pydantic import ValidationError
+
+    from edgetune.recipe import Recipe, find_recipe, load_recipe, parse_trained_as
+
+    if flags["recipe"] is None and flags["model"] is None:
+        msg = "nothing to build: name a recipe, or a base model with -m"
+        raise UsageError(msg, "`edgetune build demo` builds the built-in demo")
+    values: dict[str, Any] = {}
+    if flags["recipe"] is not None:
+        values = load_recipe(find_recipe(flags["recipe"])).model_dump()
+    else:
+        values = {"name": _name_of(flags["adapters"], flags["model"])}
+    if flags["model"] is not None:
+        values["base"] = {"path": flags["model"]}
+    if flags["adapters"]:
+        values["adapters"] = tuple({"path": path} for path in flags["adapters"])
+    if flags["data"] is not None:
+        values["data"] = {"evaluation": flags["data"]}
+    if flags["trained_as"] is not None:
+        values["base"]["trained_as"] = parse_trained_as(flags["trained_as"]).model_dump()
+    if flags["scheme"] is not None:
+        # A scheme on the command line replaces the recipe's scheme with its group size.
+        values["scheme"], values["group_size"] = flags["scheme"], None
+    for key in ("task", "onto", "merge_dtype"):
+        if flags[key] is not None:
+            values[key] = flags[key]
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as why:
+        error = why.errors()[0]
+        where = ".".join(map(str, error["loc"]))
+        msg = f"{where}: {error['msg'].removeprefix('Value error, ')}"
+        raise UsageError(msg, "see `edgetune build --help`") from why
+
+
+def _name_of(adapters: Sequence[str], model: str) -> str:
+    """A package name from the folders' names: the adapters', else the model's."""
+    parts = [Path(a).resolve().name for a in adapters] or [Path(model).name]
+    name = re.sub(r"[^a-z0-9._-]+", "-", "-".join(parts).lower()).strip("-._")[:64]
+    return name if name and name != "steps" else "model"
+
+
+def _show_plan(plans: Sequence[Plan], out: Path) -> None:
+    from edgetune.build import describe_steps
+    from edgetune.console import print_table
+
+    columns = ("build", "step", "state", "why")
+    print_table("", columns, describe_steps(plans, out))
+
+
+def _show_builds(builds: Sequence[Build]) -> None:
+    from edgetune.build import load_report
+    from edgetune.console import print_result, print_table
+    from edgetune.report.terminal import COLUMNS, summary_lines, table_rows
+
+    for build in builds:
+        if build.report is not None:
+            report = load_report(build)
+            print_table(build.identifier, COLUMNS, table_rows(report))
+            for line in summary_lines(report):
+                print_result(line)
+            print_result(f"package  {build.package}")
+            print_result(f"report   {build.report}")
+            print_result(f"         {build.report.with_suffix('.md')}")
+        else:
+            print_result(f"{build.identifier}")
+            for step in build.steps:
+                print_result(f"  {step.name:<10} {step.path}")

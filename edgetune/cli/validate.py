@@ -1,0 +1,39 @@
+"""`edgetune validate`: a package against the reference it carries, here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Check a package against the reference it carries.")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("-d", "--device", help="The device of the package to validate for.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the report (JSON) here.")
+@click.option("--json", "as_json", is_flag=True, help="The report on stdout.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def validate(
+    package: Path, device: str | None, out: Path | None, as_json: bool, debug: bool
+) -> int:
+    """Run PACKAGE on this host and compare it with the reference it carries.
+
+    Needs no torch, and never writes into the package.
+    """
+    del debug  # read by __main__
+    from edgetune.console import print_json, print_note, print_result, print_table
+    from edgetune.files import dump_json, write_text
+    from edgetune.report.terminal import COLUMNS, summary_lines, table_rows
+    from edgetune.validate.package import exit_code_of, validate_package
+
+    report = validate_package(package, device)
+    if out is not None:
+        write_text(out, dump_json(report))
+        print_note(f"report   {out}")
+    if as_json:
+        print_json(report)
+    else:
+        print_table(str(report["identifier"]), COLUMNS, table_rows(report))
+        for line in summary_lines(report):
+            print_result(line)
+    return exit_code_of(report)

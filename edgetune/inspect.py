@@ -1,0 +1,101 @@
+"""What a path is: a model, an adapter, a package, an output folder; and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgetune.checkpoint.adapter import read_adapter, refusal_of
+from edgetune.checkpoint.families import unsupported_reason
+from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
+from edgetune.errors import EdgetuneError, InputRefusedError
+from edgetune.runtime.describe import describe_package
+from edgetune.step import is_ours
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts of a path, `kind` first and `problems` last. Raises InputRefusedError for none."""
+    if not path.exists():
+        msg = f"{path}: no such file or folder"
+        raise InputRefusedError(msg, "check the path")
+    if (path / "SHA256SUMS").is_file() or (path / "edgetune.lock").is_file():
+        return describe_package(path)
+    if (path / "adapter_config.json").is_file():
+        return _adapter(path)
+    if (path / "config.json").is_file():
+        return _checkpoint(path)
+    if path.is_dir() and is_ours(path) and any(path.iterdir()):
+        packages = sorted(p.parent.name for p in path.glob("*/edgetune.lock"))
+        steps = sorted(p.parent.name for p in path.glob("steps/*/step.json"))
+        return {"kind": "output folder", "packages": packages, "steps": steps, "problems": []}
+    msg = f"{path}: neither a model, an adapter, a package nor an output folder"
+    hint = "a model has config.json, an adapter adapter_config.json, a package SHA256SUMS"
+    raise InputRefusedError(msg, hint)
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    adapter = read_adapter(path)
+    reason = refusal_of(adapter)
+    kind = "DoRA" if adapter.use_dora else adapter.peft_type
+    return {
+        "kind": "adapter",
+        "name": path.resolve().name,
+        "type": kind,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "rank_pattern": adapter.config.get("rank_pattern") or None,
+        "alpha_pattern": adapter.config.get("alpha_pattern") or None,
+        "use_rslora": bool(adapter.config.get("use_rslora")),
+        "target_modules": adapter.config.get("target_modules"),
+        "modules_to_save": adapter.config.get("modules_to_save"),
+        "base": adapter.base_name,
+        "tensors": len(adapter.tensors),
+        "parameters": sum(_count(t.shape) for t in adapter.tensors.values()),
+        "note": "PEFT does not store how the base was quantized in training: say --trained-as",
+        "problems": [reason] if reason else [],
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    reason = unsupported_reason(checkpoint.config)
+    return {
+        "kind": "model",
+        "name": path.resolve().name,
+        "model_type": checkpoint.model_type,
+        "architectures": checkpoint.config.get("architectures"),
+        "hidden_size": checkpoint.config.get("hidden_size"),
+        "layers": checkpoint.config.get("num_hidden_layers"),
+        "vocabulary": checkpoint.config.get("vocab_size"),
+        "tied_embeddings": checkpoint.tied,
+        "quantization": _quantization(checkpoint),
+        "dtypes": sorted({t.dtype for t in checkpoint.tensors.values()}),
+        "parameters": sum(_count(t.shape) for t in checkpoint.tensors.values()),
+        "weight_bytes": checkpoint.weight_bytes,
+        "fits": "text-generation; CPU schemes fp32, w8a16-rtn, w4a16-rtn" if not reason else None,
+        "problems": [reason] if reason else [],
+    }
+
+
+def _quantization(checkpoint: CheckpointFolder) -> str | None:
+    settings = checkpoint.quantization
+    if not settings:
+        return None
+    kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else None
+    return str(kind or settings.get("quant_method") or "unknown")
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def check_adapter(path: Path) -> EdgetuneError | None:
+    """Why an adapter cannot be used at all; None when it can be read."""
+    try:
+        read_adapter(path)
+    except EdgetuneError as why:
+        return why
+    return None

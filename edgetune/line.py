@@ -1,0 +1,262 @@
+"""The straight line as steps: what each one is given, and what its result depends on.
+
+Pure: from plans and the output folder to `Step`s. A step's `inputs` are its key; its `arguments`
+are what the child gets, paths included, which no key may contain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgetune.device import THIS_MACHINE
+from edgetune.files import digest_of_json
+from edgetune.host import Host, usable_cores
+from edgetune.optimize.workflow import make_workflow
+from edgetune.plan import Inputs, Plan
+from edgetune.step import Step, folder_of, path_of, versions_of
+
+STEPS = ("merge", "reference", "optimize", "package", "validate")
+_MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")
+_OPTIMIZE_TOOLS = (
+    "edgetune",
+    "olive-ai",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "torch",
+    "transformers",
+)
+_PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
+SEED = 0
+
+
+def merge_step(plan: Plan) -> Step:
+    """Base and adapters → merged Hugging Face folder. The same for all devices."""
+    recipe, inputs = plan.recipe, plan.inputs
+    trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
+    return Step(
+        name="merge",
+        function="edgetune.merge.merge:merge_step",
+        arguments={
+            "base": {"path": str(inputs.base.path), "trained_as": trained_as},
+            "adapters": [
+                {"path": str(entry.adapter.path), "weight": entry.weight}
+                for entry in inputs.adapters
+            ],
+            "onto": recipe.onto,
+            "merge_dtype": recipe.merge_dtype,
+        },
+        inputs={
+            **_input_digests(inputs),
+            "trained_as": trained_as,
+            "onto": recipe.onto,
+            "merge_dtype": recipe.merge_dtype,
+            **versions_of(*_MERGE_TOOLS),
+        },
+    )
+
+
+def reference_step(plan: Plan, store: Path) -> Step:
+    """The trained model's answers, and the merge's parity with it. The same for all devices."""
+    recipe, inputs = plan.recipe, plan.inputs
+    merge = merge_step(plan)
+    return Step(
+        name="reference",
+        function="edgetune.reference.reference:reference_step",
+        arguments={
+            **merge.arguments,
+            "base_before": str(inputs.before.path) if inputs.before else None,
+            "checkpoint": str(path_of(store, merge)),
+            "task": recipe.task,
+            "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
+            "seed": SEED,
+            "threads": usable_cores(),
+        },
+        inputs={
+            **merge.inputs,
+            "base_before": digest_of_json(dict(inputs.before_digests)) if inputs.before else None,
+            "task": recipe.task,
+            "evaluation": inputs.evaluation.digest if inputs.evaluation else None,
+            "seed": SEED,
+        },
+    )
+
+
+def optimize_step(plan: Plan, store: Path) -> Step:
+    """Merged checkpoint → flat onnxruntime-genai folder, one a provider and scheme."""
+    merge = merge_step(plan)
+    workflow = make_workflow(plan.scheme, plan.group_size, plan.provider)
+    return Step(
+        name="optimize",
+        function="edgetune.optimize.optimize:optimize_step",
+        arguments={
+            "checkpoint": str(path_of(store, merge)),
+            "workflow": workflow,
+            "scheme": plan.scheme.name,
+            "group_size": plan.group_size,
+            "provider": plan.provider,
+        },
+        inputs={
+            "checkpoint": merge.key,
+            "provider": plan.provider,
+            "scheme": plan.scheme.name,
+            "group_size": plan.group_size,
+            "workflow": digest_of_json(workflow),
+            **versions_of(*_OPTIMIZE_TOOLS),
+        },
+    )
+
+
+def package_step(plans: Sequence[Plan], out: Path) -> Step:
+    """Graphs and reference → the package of a recipe, for all its devices."""
+    store = out / "steps"
+    first = plans[0]
+    recipe = first.recipe
+    merge, reference = merge_step(first), reference_step(first, store)
+    graphs = {plan.variant: optimize_step(plan, store) for plan in plans}
+    providers = {plan.variant: plan.provider for plan in plans}
+    devices = {plan.device.name: _device_entry(plan) for plan in plans}
+    limits = {
+        "tolerances": recipe.tolerances.model_dump(),
+        "budgets": recipe.budgets.model_dump(),
+        "require_on_device": recipe.require_on_device,
+    }
+    lock = make_lock(first, {"merge": merge, "reference": reference}, graphs)
+    return Step(
+        name="package",
+        function="edgetune.package.pack:package_step",
+        arguments={
+            "name": recipe.name,
+            "variants": [
+                {
+                    "name": name,
+                    "graph": str(path_of(store, step)),
+                    "provider": providers[name],
+                    "device_kind": "cpu",
+                }
+                for name, step in sorted(graphs.items())
+            ],
+            "devices": devices,
+            "reference": str(path_of(store, reference)),
+            "checkpoint": str(path_of(store, merge)),
+            "base_checkpoint": str(first.inputs.base.path),
+            "lock": lock,
+            **limits,
+        },
+        inputs={
+            "recipe": recipe.name,
+            "reference": reference.key,
+            **{f"graph {name}": step.key for name, step in sorted(graphs.items())},
+            "devices": devices,
+            "lock": digest_of_json(lock),
+            **limits,
+            **versions_of(*_PACKAGE_TOOLS),
+        },
+        payload=out / recipe.name,
+        payload_without=("reports",),
+    )
+
+
+def validate_step(
+    plan: Plan, package: Step, out: Path, host: Host, facts: Mapping[str, Any]
+) -> Step:
+    """The package against its reference, on this host. `facts`: of the merge, for the report."""
+    store = out / "steps"
+    device = {
+        "name": plan.device.name,
+        "here": plan.here,
+        "threads": plan.threads,
+        "arch": plan.device.arch,
+    }
+    return Step(
+        name="validate",
+        function="edgetune.validate.validate:validate_step",
+        arguments={
+            "package": str(path_of(store, package)),
+            "device": device,
+            "variant": plan.variant,
+            "identifier": plan.identifier,
+            "reference": str(path_of(store, reference_step(plan, store))),
+            "checkpoint": str(path_of(store, merge_step(plan))),
+            "merge": dict(facts),
+            "steps": [],
+            "evidence": {"built": True},
+        },
+        inputs={
+            "package": package.key,
+            "device": device,
+            "variant": plan.variant,
+            "host": host.fingerprint,
+            **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
+        },
+    )
+
+
+def make_lock(
+    plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
+) -> dict[str, Any]:
+    """`edgetune.lock`: digests of every input file, the recipe without its paths, versions,
+    seeds, step keys. Names of folders only: the lock is the same wherever a build runs."""
+    recipe, inputs = plan.recipe, plan.inputs
+    settings = recipe.model_dump(
+        mode="json", exclude={"base", "base_before", "adapters", "data", "devices"}
+    )
+    trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
+    before = inputs.before
+    evaluation, calibration = inputs.evaluation, inputs.calibration
+    return {
+        "lock_version": 1,
+        "recipe": settings,
+        "base": {
+            "name": inputs.base.path.name,
+            "revision": recipe.base.revision,
+            "trained_as": trained_as,
+            "files": dict(sorted(inputs.base_digests.items())),
+        },
+        "base_before": {"name": before.path.name, "files": dict(inputs.before_digests)}
+        if before
+        else None,
+        "adapters": [
+            {
+                "name": entry.adapter.path.name,
+                "peft_type": entry.adapter.peft_type,
+                "use_dora": entry.adapter.use_dora,
+                "weight": entry.weight,
+                "files": dict(sorted(entry.digests.items())),
+            }
+            for entry in inputs.adapters
+        ],
+        "data": {
+            "evaluation": evaluation.digest if evaluation else None,
+            "calibration": calibration.digest if calibration else None,
+        },
+        "versions": versions_of(*sorted({*_MERGE_TOOLS, *_OPTIMIZE_TOOLS})),
+        "seeds": {"reference": SEED},
+        "steps": {
+            **{name: step.key for name, step in shared.items()},
+            **{f"optimize {name}": step.key for name, step in sorted(graphs.items())},
+        },
+    }
+
+
+def _input_digests(inputs: Inputs) -> dict[str, Any]:
+    digests: dict[str, Any] = {"base": digest_of_json(dict(inputs.base_digests))}
+    for number, entry in enumerate(inputs.adapters, 1):
+        digests[f"adapter {number}"] = digest_of_json(dict(entry.digests))
+        digests[f"adapter {number} weight"] = entry.weight
+    return digests
+
+
+def _device_entry(plan: Plan) -> dict[str, Any]:
+    """What the package says of a device; nothing that was probed on the build machine."""
+    session = None if plan.device.name == THIS_MACHINE else plan.device.session.model_dump()
+    return {"variant": plan.variant, "session": session}
+
+
+def folders_of(plan: Plan, store: Path) -> dict[str, Path]:
+    """Where each step that a plan shares keeps its record, for `--plan`."""
+    steps = (merge_step(plan), reference_step(plan, store), optimize_step(plan, store))
+    return {step.name: folder_of(store, step) for step in steps}

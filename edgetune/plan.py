@@ -1,0 +1,251 @@
+"""A plan: one recipe for one device, everything resolved, every problem found before work starts.
+
+Pure: no file is written, no model is loaded, no heavy library is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgetune.checkpoint.adapter import Adapter, fit_problems
+from edgetune.checkpoint.families import unsupported_reason
+from edgetune.checkpoint.folder import CheckpointFolder
+from edgetune.device import Device, is_here
+from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
+from edgetune.host import Host
+from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
+from edgetune.providers import find_provider
+from edgetune.recipe import AdapterRef, Recipe
+
+# What the runtime holds besides the graph: code, arena, key-value cache of a short context.
+_RUNTIME_OVERHEAD_BYTES = 150_000_000
+# How much of a device's memory a package may take: the system and its user need the rest.
+_USABLE_MEMORY = 0.8
+_BUILD_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "olive-ai", "onnx")
+
+
+@dataclass(frozen=True)
+class AdapterInput:
+    """An adapter folder, read and digested, with the weight of its delta."""
+
+    adapter: Adapter
+    weight: float
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """A data file, read and digested."""
+
+    path: Path
+    items: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a recipe names, resolved to local folders and digests."""
+
+    base: CheckpointFolder
+    base_digests: Mapping[str, str]
+    adapters: tuple[AdapterInput, ...] = ()
+    before: CheckpointFolder | None = None
+    before_digests: Mapping[str, str] = field(default_factory=dict)
+    evaluation: DataInput | None = None
+    calibration: DataInput | None = None
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Predicted, not measured: bytes of the merged checkpoint, the graph, memory and disk."""
+
+    merged_bytes: int
+    graph_bytes: int
+    device_memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One recipe for one device."""
+
+    recipe: Recipe
+    device: Device
+    inputs: Inputs
+    scheme: Scheme
+    group_size: int | None
+    provider: str
+    here: bool
+    threads: int
+    estimates: Estimates
+
+    @property
+    def identifier(self) -> str:
+        """`<recipe>@<device>`, one string for one unit of work."""
+        return f"{self.recipe.name}@{self.device.name}"
+
+    @property
+    def variant(self) -> str:
+        """The variant's folder name in the package, `<provider>-<scheme>`."""
+        return variant_name(self.provider, self.scheme.name, self.group_size)
+
+
+def make_plan(
+    recipe: Recipe,
+    device: Device,
+    inputs: Inputs,
+    host: Host,
+    installed: Mapping[str, str | None],
+    free_disk_bytes: int,
+) -> Plan:
+    """The plan of a recipe for a device. Raises PlanError that lists every problem."""
+    found = list(problems(recipe, device, inputs, installed))
+    try:
+        scheme, group_size = parse_scheme(recipe.scheme, recipe.group_size)
+        provider = find_provider(device.providers[0].name).EXECUTION_PROVIDER
+    except EdgetuneError as why:
+        found.append(Problem(why.message, why.hint, why.exit_code))
+        raise PlanError(found) from why
+    estimates = estimate(inputs, scheme, group_size)
+    found.extend(_room_problems(device, estimates, free_disk_bytes))
+    if provider not in scheme.providers:
+        message = f"scheme {scheme.name} has no kernels on {provider}"
+        hint = f"devices/{device.name}.yaml puts that provider first; choose another scheme"
+        found.append(Problem(message, hint))
+    if found:
+        raise PlanError(found)
+    here = is_here(device, host)
+    return Plan(
+        recipe=recipe,
+        device=device,
+        inputs=inputs,
+        scheme=scheme,
+        group_size=group_size,
+        provider=provider,
+        here=here,
+        threads=min(device.session.intra_op_num_threads, host.cores),
+        estimates=estimates,
+    )
+
+
+def problems(
+    recipe: Recipe, device: Device, inputs: Inputs, installed: Mapping[str, str | None]
+) -> Iterator[Problem]:
+    """Every reason why this recipe cannot be built for this device, disk and memory apart."""
+    missing = [name for name in _BUILD_LIBRARIES if installed.get(name) is None]
+    if missing:
+        yield Problem(
+            f"a build needs {', '.join(missing)}, not installed here",
+            "install the build tools: python -m pip install 'edgetune[build]'",
+            ENVIRONMENT,
+        )
+    base = inputs.base
+    if reason := unsupported_reason(base.config):
+        yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
+    if inputs.before is not None and inputs.adapters:
+        yield Problem(
+            "base_before is for a full fine-tune, and this recipe has adapters",
+            "leave base_before out: the base alone is the base without its adapters",
+        )
+    if (recipe.base.trained_as or base.quantization) and installed.get("bitsandbytes") is None:
+        yield Problem(
+            "a base trained on as 4-bit weights needs bitsandbytes, not installed here",
+            "python -m pip install bitsandbytes",
+            ENVIRONMENT,
+        )
+    yield from adapter_problems(inputs, recipe.adapters)
+
+
+def adapter_problems(inputs: Inputs, references: Sequence[AdapterRef]) -> Iterator[Problem]:
+    """Why these adapters cannot be merged onto this base, or not together."""
+    adapters = [entry.adapter for entry in inputs.adapters]
+    for adapter in adapters:
+        yield from fit_problems(adapter, inputs.base)
+    dora = [a for a in adapters if a.use_dora]
+    if dora and (len(adapters) > 1 or references[0].weight != 1.0):
+        yield Problem(
+            f"{dora[0].path}: a DoRA adapter cannot be weighted or summed with others: its "
+            "magnitude is a function of the whole weight",
+            "merge the DoRA adapter alone with weight 1",
+            INPUT_REFUSED,
+        )
+    bases = {a.base_name: a for a in adapters if a.base_name}
+    if len(bases) > 1:
+        told = "; ".join(f"{a.path.name} over {name!r}" for name, a in sorted(bases.items()))
+        yield Problem(
+            f"the adapters were trained over different bases: {told}",
+            "merge adapters of one base only, or build each on its own",
+            INPUT_REFUSED,
+        )
+
+
+def warnings_of(inputs: Inputs) -> list[str]:
+    """What is odd about the inputs but does not stop a build."""
+    base = inputs.base
+    known = {base.path.name, str(base.path), str(base.config.get("_name_or_path") or "")}
+    return [
+        f"{entry.adapter.path.name}: trained over {name!r}, merged onto {base.path.name!r}; "
+        "names and shapes fit, the weights are taken to be the same"
+        for entry in inputs.adapters
+        if (name := entry.adapter.base_name) and not {name, name.rsplit("/", 1)[-1]} & known
+    ]
+
+
+def estimate(inputs: Inputs, scheme: Scheme, group_size: int | None) -> Estimates:
+    """Predict sizes from the tensors' shapes; see `Estimates`."""
+    merged = 0.0
+    graph = 0.0
+    for name, (count, matrix) in _parameters(inputs.base).items():
+        vocabulary = "embed_tokens" in name or "lm_head" in name
+        merged += count * (4 if matrix and not vocabulary else 2)
+        # The builder keeps the embedding in float32 and quantizes every other matrix.
+        quantized = matrix and "embed_tokens" not in name
+        graph += count * (scheme.bits_per_weight(group_size) / 8 if quantized else 4)
+        if inputs.base.tied and "embed_tokens" in name:
+            graph += count * scheme.bits_per_weight(group_size) / 8
+    side_files = sum(
+        (inputs.base.path / name).stat().st_size
+        for name in inputs.base.files
+        if not name.endswith(".safetensors")
+    )
+    graph_bytes, merged_bytes = int(graph) + side_files, int(merged) + side_files
+    return Estimates(
+        merged_bytes=merged_bytes,
+        graph_bytes=graph_bytes,
+        device_memory_bytes=graph_bytes + _RUNTIME_OVERHEAD_BYTES,
+        # The graph lies in the store, in the package, and once more while it is exported.
+        disk_bytes=merged_bytes + 3 * graph_bytes + 50_000_000,
+    )
+
+
+def _parameters(base: CheckpointFolder) -> dict[str, tuple[int, bool]]:
+    """{tensor: (number of weights, is a matrix)}; packed 4-bit tensors count two a byte."""
+    counts: dict[str, tuple[int, bool]] = {}
+    for name, entry in base.tensors.items():
+        count = 1
+        for size in entry.shape:
+            count *= size
+        if entry.dtype == "U8" and f"{name}.absmax" in base.tensors:
+            counts[name] = (count * 2, True)
+        elif ".absmax" not in name and ".quant_" not in name and ".nested_" not in name:
+            counts[name] = (count, len(entry.shape) == 2)
+    return counts
+
+
+def _room_problems(device: Device, estimates: Estimates, free_disk: int) -> Iterator[Problem]:
+    memory = device.memory_gb.value * 1e9
+    if estimates.device_memory_bytes > memory * _USABLE_MEMORY:
+        yield Problem(
+            f"the model needs about {estimates.device_memory_bytes / 1e9:.1f} GB of memory "
+            f"(predicted), {device.name} has {memory / 1e9:.1f} GB",
+            "choose a smaller scheme, a smaller base or a larger device",
+        )
+    if estimates.disk_bytes > free_disk:
+        yield Problem(
+            f"the build needs about {estimates.disk_bytes / 1e9:.2f} GB of disk (predicted), "
+            f"{free_disk / 1e9:.2f} GB are free",
+            "free some space, or name another output folder with -o",
+            ENVIRONMENT,
+        )

@@ -1,0 +1,82 @@
+"""Everything a recipe names, found and digested; what cannot be found is listed, not raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
+from edgetune.errors import EdgetuneError, Problem, UsageError
+from edgetune.files import sha256_of_file
+from edgetune.plan import AdapterInput, DataInput, Inputs
+from edgetune.recipe import Recipe
+from edgetune.sources.huggingface import find_checkpoint
+from edgetune.sources.peft_adapter import find_adapter
+from edgetune.tasks import load_task
+
+_Found = TypeVar("_Found")
+
+
+def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
+    """The inputs of a recipe (None without a usable base) and every problem met on the way."""
+    problems: list[Problem] = []
+
+    def attempt(find: Callable[[], _Found]) -> _Found | None:
+        try:
+            return find()
+        except EdgetuneError as why:
+            problems.append(Problem(why.message, why.hint, why.exit_code))
+        except OSError as why:
+            problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
+        return None
+
+    base = attempt(
+        lambda: read_checkpoint(find_checkpoint(recipe.base.path, recipe.base.revision))
+    )
+    before_path = recipe.base_before
+    before = (
+        attempt(lambda: read_checkpoint(find_checkpoint(before_path, None)))
+        if before_path is not None
+        else None
+    )
+    adapters = [
+        AdapterInput(adapter, reference.weight, _digests(adapter.path, adapter.files))
+        for reference in recipe.adapters
+        if (adapter := attempt(lambda path=reference.path: find_adapter(path))) is not None  # type: ignore[misc]
+    ]
+    evaluation = attempt(lambda: _read_data(recipe.task, recipe.data.evaluation, "evaluation"))
+    calibration = attempt(lambda: _read_data(recipe.task, recipe.data.calibration, "calibration"))
+    if base is None:
+        return None, problems
+    inputs = Inputs(
+        base=base,
+        base_digests=_checkpoint_digests(base),
+        adapters=tuple(adapters),
+        before=before,
+        before_digests=_checkpoint_digests(before) if before else {},
+        evaluation=evaluation,
+        calibration=calibration,
+    )
+    return inputs, problems
+
+
+def _checkpoint_digests(checkpoint: CheckpointFolder) -> dict[str, str]:
+    return _digests(checkpoint.path, checkpoint.files)
+
+
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: sha256_of_file(folder / name) for name in sorted(names)}
+
+
+def _read_data(task: str, path: str | None, role: str) -> DataInput | None:
+    if path is None:
+        # An unknown task is a problem with and without data.
+        load_task(task)
+        return None
+    try:
+        items = load_task(task).load_items(Path(path))
+    except UsageError as why:
+        msg = f"{role} data: {why.message}"
+        raise UsageError(msg, why.hint) from why
+    return DataInput(Path(path).resolve(), len(items), sha256_of_file(Path(path)))

@@ -1,0 +1,385 @@
+"""A step: its key, its folder, its record, and the child process it runs in.
+
+A step's key is the digest of all it depends on. Its folder is written under a temporary name,
+fsynced, given its record `step.json` last, and renamed: a folder with a record is done, and its
+files are checked against the record's digests before it is trusted. A lock a key lets two builds
+share a store: the second waits, then finds the step done.
+
+`python -m edgetune.step FILE` is the child. It reads one job and speaks JSON lines on the
+descriptor it is given: `{"progress": text}`, at the end `{"result": facts}` or `{"error": …}`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgetune.artifact import StepRecord, StepResult
+from edgetune.console import StepProgress, print_note, step_progress
+from edgetune.errors import (
+    ENVIRONMENT,
+    STEP_FAILED,
+    EdgetuneError,
+    MissingError,
+    StepFailedError,
+    error_from_code,
+)
+from edgetune.files import (
+    difference,
+    digest_of_json,
+    digests_of_folder,
+    dump_json,
+    fsync_folder,
+    is_out_of_space,
+    locked,
+    replace_folder,
+    settle_folder,
+    write_text,
+)
+from edgetune.host import own_peak_rss_mb
+
+Progress = Callable[[str], None]
+RECORD = "step.json"
+_TAG = "CACHEDIR.TAG"
+_TAG_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n# edgetune step store: finished steps, reused\n"
+)
+# What may not reach a result: locale, time zone, hash seed. Olive's telemetry is off.
+_CHILD_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONIOENCODING": "utf-8",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work. `function` is `module:name`, called as f(arguments, out, progress)."""
+
+    name: str
+    function: str
+    arguments: Mapping[str, Any]
+    # What the result depends on, flat, for the key and for saying why a step is stale.
+    inputs: Mapping[str, Any]
+    # Where the files go when not into the store's own folder (the package).
+    payload: Path | None = None
+    # Top-level entries of the payload that others write and the record does not cover.
+    payload_without: tuple[str, ...] = ()
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", digest_of_json([self.name, dict(self.inputs)])[:16])
+
+
+def versions_of(*distributions: str) -> dict[str, str | None]:
+    """{distribution: installed version, null if absent}, without importing any of them."""
+    found: dict[str, str | None] = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def open_store(out: Path) -> Path:
+    """`OUT/steps`, made if absent. The caller has checked that OUT is ours or empty."""
+    store = out / "steps"
+    store.mkdir(parents=True, exist_ok=True)
+    if not (store / _TAG).exists():
+        write_text(store / _TAG, _TAG_TEXT)
+    return store
+
+
+def is_ours(out: Path) -> bool:
+    """True when OUT is absent, empty, or was made by edgetune."""
+    if not out.exists():
+        return True
+    return out.is_dir() and ((out / "steps" / _TAG).is_file() or not any(out.iterdir()))
+
+
+def folder_of(store: Path, step: Step) -> Path:
+    """Where the step's record lies."""
+    return store / f"{step.name}-{step.key}"
+
+
+def path_of(store: Path, step: Step) -> Path:
+    """Where the step's files lie."""
+    return step.payload or folder_of(store, step)
+
+
+def read_record(folder: Path) -> StepRecord | None:
+    """The record in a folder of the store; None when there is none or it is damaged."""
+    try:
+        return StepRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValidationError, ValueError):
+        return None
+
+
+def find_done(store: Path, step: Step) -> StepRecord | None:
+    """The record of a finished step whose files are still what they were; else None."""
+    record = read_record(folder_of(store, step))
+    if record is None or record.key != step.key:
+        return None
+    where = path_of(store, step)
+    without = (RECORD, *step.payload_without)
+    try:
+        intact = where.is_dir() and digests_of_folder(where, without) == record.files
+    except (OSError, EdgetuneError):
+        intact = False
+    return record if intact else None
+
+
+def why_not_done(store: Path, step: Step) -> str:
+    """In words, why a step must run: never built, damaged, or which inputs changed."""
+    if read_record(folder_of(store, step)) is not None:
+        return "its files changed since it was built"
+    earlier = [
+        (folder.stat().st_mtime, record)
+        for folder in store.glob(f"{step.name}-*")
+        if (record := read_record(folder)) is not None
+    ]
+    if not earlier:
+        return "not built yet"
+    _, newest = max(earlier, key=lambda pair: pair[0])
+    changed = difference(newest.inputs, dict(step.inputs))
+    return "changed: " + ", ".join(changed) if changed else "not built yet"
+
+
+def run_step(
+    step: Step, store: Path, *, reuse: Callable[[StepRecord], bool] = lambda _: True
+) -> StepResult:
+    """Run a step in a child process unless it is done already; returns its result.
+
+    `reuse` may decline a done step by its record. Raises the child's error, StepFailedError for
+    a crash (with the log's path), MissingError when the disk is full. A failed step leaves no
+    folder behind.
+    """
+    folder = folder_of(store, step)
+    with _lock_of(store, step):
+        record = find_done(store, step)
+        if record is not None and reuse(record):
+            print_note(f"{step.name:<10} done already ({record.seconds:.1f} s when it ran)")
+            return _result(step, store, record, cached=True)
+        _remove_leftovers(store, step)
+        work = (step.payload.parent if step.payload else store) / f".tmp-{step.name}-{step.key}"
+        with _cleared(work), step_progress(step.name) as progress:
+            record = _make(step, store, work, progress)
+            if step.payload is None:
+                write_text(work / RECORD, dump_json(record.model_dump()))
+                replace_folder(work, folder)
+            else:
+                # The record comes after the payload: a record without its files is never seen.
+                shutil.rmtree(folder, ignore_errors=True)
+                replace_folder(work, step.payload)
+                folder.mkdir()
+                write_text(folder / RECORD, dump_json(record.model_dump()))
+                fsync_folder(store)
+            peak = "" if record.peak_rss_mb is None else f", peak {record.peak_rss_mb:.0f} MB"
+            progress.stop(f"{record.seconds:.1f} s{peak}")
+        return _result(step, store, record, cached=False)
+
+
+def _make(step: Step, store: Path, work: Path, progress: StepProgress) -> StepRecord:
+    started = time.monotonic()
+    facts, peak = run_child(
+        step.function,
+        step.arguments,
+        work,
+        log=store / "logs" / f"{step.name}-{step.key}.log",
+        progress=progress.update,
+    )
+    settle_folder(work)
+    return StepRecord(
+        name=step.name,
+        key=step.key,
+        inputs=dict(step.inputs),
+        files=digests_of_folder(work, step.payload_without),
+        facts=facts,
+        seconds=round(time.monotonic() - started, 3),
+        peak_rss_mb=peak,
+    )
+
+
+def _result(step: Step, store: Path, record: StepRecord, *, cached: bool) -> StepResult:
+    return StepResult(
+        name=step.name,
+        path=str(path_of(store, step)),
+        seconds=record.seconds,
+        peak_rss_mb=record.peak_rss_mb,
+        cached=cached,
+        facts=record.facts,
+    )
+
+
+@contextmanager
+def _lock_of(store: Path, step: Step) -> Iterator[None]:
+    with locked(store / "locks" / f"{step.name}-{step.key}"):
+        yield
+
+
+@contextmanager
+def _cleared(work: Path) -> Iterator[None]:
+    """Make the working folder, and leave nothing of it behind when the block fails."""
+    work.mkdir(parents=True)
+    try:
+        yield
+    except BaseException as why:
+        shutil.rmtree(work, ignore_errors=True)
+        if is_out_of_space(why) and not isinstance(why, EdgetuneError):
+            msg = f"{work.parent}: the disk is full"
+            hint = "free some space and run the same command again; finished steps are kept"
+            raise MissingError(msg, hint) from why
+        raise
+
+
+def _remove_leftovers(store: Path, step: Step) -> None:
+    """What a killed build left of this very step; the lock says that nobody else writes it."""
+    for parent in {store, step.payload.parent if step.payload else store}:
+        for left in parent.glob(f".tmp-{step.name}-{step.key}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def run_child(
+    function: str,
+    arguments: Mapping[str, Any],
+    out: Path,
+    *,
+    log: Path,
+    progress: Progress,
+    python: str = sys.executable,
+) -> tuple[dict[str, Any], float | None]:
+    """Call `module:name`(arguments, out, progress) in a child process.
+
+    Returns (facts, peak resident set in MB). The child's output goes to `log`. Raises the error
+    it reports, StepFailedError for a crash. Ctrl-C kills the child with all it started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    job = {"function": function, "arguments": dict(arguments), "out": str(out), "events": writer}
+    environment = {**os.environ, **_CHILD_ENVIRONMENT, "EDGETUNE_PARENT": str(os.getpid())}
+    with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
+        job_file = Path(folder) / "job.json"
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        with log.open("w", encoding="utf-8") as log_file:
+            child = subprocess.Popen(
+                [python, "-m", "edgetune.step", str(job_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                pass_fds=[writer],
+                env=environment,
+                start_new_session=True,
+            )
+            os.close(writer)
+            try:
+                last = _listen(reader, progress)
+                code = child.wait()
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+                raise
+    if "error" in last:
+        error = last["error"]
+        raise error_from_code(error["exit_code"], error["message"], error["hint"])
+    if "result" not in last or code != 0:
+        raise _crash(function, code, log)
+    return last["result"], last["peak_rss_mb"]
+
+
+def _listen(reader: int, progress: Progress) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    with os.fdopen(reader, encoding="utf-8") as events:
+        for line in events:
+            last = json.loads(line)
+            if "progress" in last:
+                progress(last["progress"])
+    return last
+
+
+def _crash(function: str, code: int, log: Path) -> EdgetuneError:
+    what = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    words = f"; its last words: {text.splitlines()[-1][:300]}" if text else ""
+    hint = f"the log is {log}"
+    if code == -signal.SIGKILL:
+        hint = f"the system may have run out of memory; {hint}"
+    return StepFailedError(f"{function.split(':')[0]} {what}{words}", hint)
+
+
+def _child_main(job_file: Path) -> int:
+    """The child's side of `run_child`."""
+    job = json.loads(job_file.read_text(encoding="utf-8"))
+    _die_with_parent()
+    os.umask(0o022)
+    events = os.fdopen(job["events"], "w", encoding="utf-8")
+
+    def tell(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    module, _, name = str(job["function"]).partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        facts = function(job["arguments"], Path(job["out"]), lambda text: tell({"progress": text}))
+    except EdgetuneError as why:
+        traceback.print_exc()
+        code, message, hint = why.exit_code, why.message, why.hint
+    except ModuleNotFoundError as why:
+        traceback.print_exc()
+        code, message = ENVIRONMENT, f"{why.name} is not installed"
+        hint = "install the build tools: python -m pip install 'edgetune[build]'"
+    except MemoryError:
+        traceback.print_exc()
+        code, message = ENVIRONMENT, "out of memory"
+        hint = "close other programs, or build on a machine with more memory"
+    except BaseException as why:
+        traceback.print_exc()
+        code, message = STEP_FAILED, f"{module}: {type(why).__name__}: {why}"
+        hint = "the step's log has the details"
+        if is_out_of_space(why):
+            code, message = ENVIRONMENT, f"{job['out']}: the disk is full"
+            hint = "free some space and run the same command again; finished steps are kept"
+    else:
+        tell({"result": facts or {}, "peak_rss_mb": own_peak_rss_mb()})
+        return 0
+    tell({"error": {"exit_code": code, "message": message, "hint": hint}})
+    return code
+
+
+def _die_with_parent() -> None:
+    """Ask the system to end this process with its parent (Linux), so that kill -9 of a build
+    leaves no step running on alone."""
+    with suppress(OSError, AttributeError):
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    parent = os.environ.get("EDGETUNE_PARENT")
+    if parent is not None and os.getppid() != int(parent):
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(_child_main(Path(sys.argv[1])))
