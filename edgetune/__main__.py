@@ -52,6 +52,14 @@ def run(arguments: list[str]) -> int:
         hint = "check the path, its rights and the disk's free space; --debug shows where"
         print_error(MissingError(str(why), hint))
         return MissingError.exit_code
+    except Exception as why:
+        if debug:
+            raise
+        from edgetune.console import print_error
+
+        said = f"{type(why).__name__}: {why}"
+        print_error(EdgetuneError(f"edgetune itself failed: {said}", "run it again with --debug"))
+        return EdgetuneError.exit_code
     return result if isinstance(result, int) else 0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -162,29 +162,25 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
     for plan in plans:
         if "optimize" in reached and plan.variant not in graphs:
             graphs[plan.variant] = run_step(optimize_step(plan, store), store)
-    steps = {
-        plan: (*shared, *((graphs[plan.variant],) if plan.variant in graphs else ()))
-        for plan in _by_identity(plans)
-    }
+    before = [(*shared, *_graph_of(plan, graphs)) for plan in plans]
+    pairs = list(zip(plans, before, strict=True))
     if "package" not in reached:
-        return [
-            Build(plan.identifier, steps[plan], variant=plan.variant) for plan in steps
-        ]
+        return [Build(plan.identifier, done, variant=plan.variant) for plan, done in pairs]
     step = package_step(plans, out)
     # One build at a time may put a package in place and validate it there.
     with locked(store / "locks" / f"recipe-{plans[0].recipe.name}"):
         package = run_step(step, store)
         if "validate" not in reached:
             return [
-                Build(p.identifier, (*steps[p], package), None, Path(package.path), None, p.variant)
-                for p in steps
+                Build(p.identifier, (*done, package), None, Path(package.path), None, p.variant)
+                for p, done in pairs
             ]
         host = probe_host()
-        return [_validate(p, step, (*steps[p], package), out, host) for p in steps]
+        return [_validate(plan, step, (*done, package), out, host) for plan, done in pairs]
 
 
-def _by_identity(plans: Sequence[Plan]) -> list[Plan]:
-    return [replace(plan) for plan in plans]
+def _graph_of(plan: Plan, graphs: Mapping[str, StepResult]) -> tuple[StepResult, ...]:
+    return (graphs[plan.variant],) if plan.variant in graphs else ()
 
 
 def _validate(
@@ -303,8 +299,10 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
             + (f" × {e.weight:g}" if e.weight != 1 else "")
             for e in inputs.adapters
         ]
-        print_note(f"plan       {plan.identifier}: {inputs.base.path.name} + "
-                   f"{' + '.join(kinds) if kinds else 'no adapter'} → {plan.variant}")
+        print_note(
+            f"plan       {plan.identifier}: {inputs.base.path.name} + "
+            f"{' + '.join(kinds) if kinds else 'no adapter'} → {plan.variant}"
+        )
         place = "this host" if plan.here else "not this host: its latency will not be measured"
         print_note(
             f"           {recipe.task}, "

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_LOG_COLUMNS = 132  # without a terminal rich assumes 80 and would fold figures; a log has room
+
+
 def _rich(stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, highlight=False, width=_LOG_COLUMNS)
+    return console
 
 
 def print_error(error: EdgetuneError) -> None:
@@ -64,10 +70,7 @@ def print_table(
     styles = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
-    console = _rich(stderr)
-    # Without a terminal rich assumes 80 columns and would fold figures; a log has room.
-    width = None if console.is_terminal else max(console.width, 132)
-    console.print(table, width=width, soft_wrap=False)
+    _rich(stderr).print(table)
 
 
 class StepProgress:

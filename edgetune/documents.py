@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -96,7 +96,8 @@ def _position(tree: Any, location: Sequence[str | int]) -> tuple[int, int]:
     for part in location:
         try:
             key = part if isinstance(node, Mapping) else int(part)
-            line, column = node.lc.key(key) if isinstance(node, Mapping) else node.lc.item(key)
+            marks = cast(Any, node).lc  # ruamel's line and column
+            line, column = marks.key(key) if isinstance(node, Mapping) else marks.item(key)
             node = node[key]
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             break

@@ -8,7 +8,7 @@ from typing import Any
 from edgetune.checkpoint.adapter import read_adapter, refusal_of
 from edgetune.checkpoint.families import unsupported_reason
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
-from edgetune.errors import EdgetuneError, InputRefusedError
+from edgetune.errors import InputRefusedError
 from edgetune.runtime.describe import describe_package
 from edgetune.step import is_ours
 
@@ -90,12 +90,3 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def check_adapter(path: Path) -> EdgetuneError | None:
-    """Why an adapter cannot be used at all; None when it can be read."""
-    try:
-        read_adapter(path)
-    except EdgetuneError as why:
-        return why
-    return None

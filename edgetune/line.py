@@ -7,15 +7,16 @@ are what the child gets, paths included, which no key may contain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgetune.device import THIS_MACHINE
-from edgetune.files import digest_of_json
+from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
 from edgetune.optimize.workflow import make_workflow
 from edgetune.plan import Inputs, Plan
-from edgetune.step import Step, folder_of, path_of, versions_of
+from edgetune.step import Step, path_of, versions_of
 
 STEPS = ("merge", "reference", "optimize", "package", "validate")
 _MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")
@@ -31,6 +32,14 @@ _OPTIMIZE_TOOLS = (
 )
 _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
 SEED = 0
+
+
+@cache
+def code_digest(*rooms: str) -> str:
+    """Digest of the source files of these rooms: a step made by other code is another step."""
+    here = Path(__file__).resolve().parent
+    files = sorted(path for room in rooms for path in (here / room).rglob("*.py"))
+    return digest_of_json({f.relative_to(here).as_posix(): sha256_of_file(f) for f in files})[:12]
 
 
 def merge_step(plan: Plan) -> Step:
@@ -54,6 +63,7 @@ def merge_step(plan: Plan) -> Step:
             "trained_as": trained_as,
             "onto": recipe.onto,
             "merge_dtype": recipe.merge_dtype,
+            "code": code_digest("checkpoint", "merge"),
             **versions_of(*_MERGE_TOOLS),
         },
     )
@@ -81,6 +91,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "task": recipe.task,
             "evaluation": inputs.evaluation.digest if inputs.evaluation else None,
             "seed": SEED,
+            "code": code_digest("checkpoint", "merge", "reference", "tasks"),
         },
     )
 
@@ -105,6 +116,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "scheme": plan.scheme.name,
             "group_size": plan.group_size,
             "workflow": digest_of_json(workflow),
+            "code": code_digest("optimize", "providers"),
             **versions_of(*_OPTIMIZE_TOOLS),
         },
     )
@@ -153,6 +165,7 @@ def package_step(plans: Sequence[Plan], out: Path) -> Step:
             "devices": devices,
             "lock": digest_of_json(lock),
             **limits,
+            "code": code_digest("package"),
             **versions_of(*_PACKAGE_TOOLS),
         },
         payload=out / recipe.name,
@@ -190,14 +203,13 @@ def validate_step(
             "device": device,
             "variant": plan.variant,
             "host": host.fingerprint,
+            "code": code_digest("validate", "runtime", "report", "tasks"),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
         },
     )
 
 
-def make_lock(
-    plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
-) -> dict[str, Any]:
+def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]) -> dict[str, Any]:
     """`edgetune.lock`: digests of every input file, the recipe without its paths, versions,
     seeds, step keys. Names of folders only: the lock is the same wherever a build runs."""
     recipe, inputs = plan.recipe, plan.inputs
@@ -254,9 +266,3 @@ def _device_entry(plan: Plan) -> dict[str, Any]:
     """What the package says of a device; nothing that was probed on the build machine."""
     session = None if plan.device.name == THIS_MACHINE else plan.device.session.model_dump()
     return {"variant": plan.variant, "session": session}
-
-
-def folders_of(plan: Plan, store: Path) -> dict[str, Path]:
-    """Where each step that a plan shares keeps its record, for `--plan`."""
-    steps = (merge_step(plan), reference_step(plan, store), optimize_step(plan, store))
-    return {step.name: folder_of(store, step) for step in steps}

@@ -5,25 +5,33 @@ Pure: no file is written, no model is loaded, no heavy library is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgetune.checkpoint.adapter import Adapter, fit_problems
-from edgetune.checkpoint.families import unsupported_reason
+from edgetune.checkpoint.adapter import Adapter
+from edgetune.checkpoint.combination import merge_problems, merge_warnings
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.device import Device, is_here
-from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
+from edgetune.errors import ENVIRONMENT, EdgetuneError, PlanError, Problem
 from edgetune.host import Host
 from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
 from edgetune.providers import find_provider
-from edgetune.recipe import AdapterRef, Recipe
+from edgetune.recipe import Recipe
 
 # What the runtime holds besides the graph: code, arena, key-value cache of a short context.
 _RUNTIME_OVERHEAD_BYTES = 150_000_000
 # How much of a device's memory a package may take: the system and its user need the rest.
 _USABLE_MEMORY = 0.8
-_BUILD_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "olive-ai", "onnx")
+_BUILD_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "olive-ai",
+    "onnx",
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def make_plan(
     free_disk_bytes: int,
 ) -> Plan:
     """The plan of a recipe for a device. Raises PlanError that lists every problem."""
-    found = list(problems(recipe, device, inputs, installed))
+    found = list(problems(recipe, inputs, installed))
     try:
         scheme, group_size = parse_scheme(recipe.scheme, recipe.group_size)
         provider = find_provider(device.providers[0].name).EXECUTION_PROVIDER
@@ -131,9 +139,9 @@ def make_plan(
 
 
 def problems(
-    recipe: Recipe, device: Device, inputs: Inputs, installed: Mapping[str, str | None]
+    recipe: Recipe, inputs: Inputs, installed: Mapping[str, str | None]
 ) -> Iterator[Problem]:
-    """Every reason why this recipe cannot be built for this device, disk and memory apart."""
+    """Every reason why this recipe cannot be built, whatever the device."""
     missing = [name for name in _BUILD_LIBRARIES if installed.get(name) is None]
     if missing:
         yield Problem(
@@ -142,8 +150,6 @@ def problems(
             ENVIRONMENT,
         )
     base = inputs.base
-    if reason := unsupported_reason(base.config):
-        yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
     if inputs.before is not None and inputs.adapters:
         yield Problem(
             "base_before is for a full fine-tune, and this recipe has adapters",
@@ -155,42 +161,14 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
-    yield from adapter_problems(inputs, recipe.adapters)
-
-
-def adapter_problems(inputs: Inputs, references: Sequence[AdapterRef]) -> Iterator[Problem]:
-    """Why these adapters cannot be merged onto this base, or not together."""
-    adapters = [entry.adapter for entry in inputs.adapters]
-    for adapter in adapters:
-        yield from fit_problems(adapter, inputs.base)
-    dora = [a for a in adapters if a.use_dora]
-    if dora and (len(adapters) > 1 or references[0].weight != 1.0):
-        yield Problem(
-            f"{dora[0].path}: a DoRA adapter cannot be weighted or summed with others: its "
-            "magnitude is a function of the whole weight",
-            "merge the DoRA adapter alone with weight 1",
-            INPUT_REFUSED,
-        )
-    bases = {a.base_name: a for a in adapters if a.base_name}
-    if len(bases) > 1:
-        told = "; ".join(f"{a.path.name} over {name!r}" for name, a in sorted(bases.items()))
-        yield Problem(
-            f"the adapters were trained over different bases: {told}",
-            "merge adapters of one base only, or build each on its own",
-            INPUT_REFUSED,
-        )
+    trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
+    weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]
+    yield from merge_problems(base, weighted, trained_as, recipe.onto)
 
 
 def warnings_of(inputs: Inputs) -> list[str]:
     """What is odd about the inputs but does not stop a build."""
-    base = inputs.base
-    known = {base.path.name, str(base.path), str(base.config.get("_name_or_path") or "")}
-    return [
-        f"{entry.adapter.path.name}: trained over {name!r}, merged onto {base.path.name!r}; "
-        "names and shapes fit, the weights are taken to be the same"
-        for entry in inputs.adapters
-        if (name := entry.adapter.base_name) and not {name, name.rsplit("/", 1)[-1]} & known
-    ]
+    return merge_warnings(inputs.base, [entry.adapter for entry in inputs.adapters])
 
 
 def estimate(inputs: Inputs, scheme: Scheme, group_size: int | None) -> Estimates:

@@ -11,7 +11,7 @@ Identical data give an interval of width zero, never NaN; empty or non-finite da
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,8 @@ def quantile(
         total = np.cumsum(weights, axis=-1)
         # A hair below the exact share, so that rounding does not skip the value that meets it.
         reached = total >= share * total[..., -1:] - 1e-9
-        return data[np.argmax(reached, axis=-1)]
+        picked: Floats = data[np.argmax(reached, axis=-1)]
+        return picked
 
     value = float(pick(np.ones((1, len(data))))[0])
     count = int(items.max()) + 1
@@ -183,9 +184,8 @@ def _tango_score(gained: int, lost: int, n: int, difference: float) -> float:
     return distance / math.sqrt(variance)
 
 
-def _solve(function: object, low: float, high: float) -> float:
+def _solve(function: Callable[[float], float], low: float, high: float) -> float:
     """The zero of a decreasing function by bisection; an end of the range when it has none."""
-    assert callable(function)
     for _ in range(60):
         middle = (low + high) / 2
         if function(middle) > 0:

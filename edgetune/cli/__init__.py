@@ -20,7 +20,7 @@ from edgetune.cli.validate import validate
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package.__version__, prog_name="edgetune")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def edgetune(debug: bool) -> None:  # noqa: ARG001 -- read by __main__, which must work without click
+def edgetune(debug: bool) -> None:
     """Take a fine-tuned model to the device, and prove that the fine-tune survived.
 
     \b
@@ -28,6 +28,7 @@ def edgetune(debug: bool) -> None:  # noqa: ARG001 -- read by __main__, which mu
     edgetune build -m MODEL -a ADAPTER -o OUT   your own base model and adapter
     edgetune validate OUT/<recipe>              check a package, here or on a device
     """
+    del debug  # read by __main__, which shows errors
 
 
 for command in (build, inspect, validate, run, devices, recipes, doctor):

@@ -25,7 +25,7 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("-m", "--model", help="Base model: a Hugging Face folder or a hub id.")
 @click.option("-a", "--adapter", "adapters", multiple=True, help="PEFT adapter folder (repeat).")
 @click.option("-d", "--device", "devices", multiple=True, help="Device name or profile (repeat).")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="out", show_default=True)
 @click.option("--task", help="Task, named as Hugging Face pipelines are.")
 @click.option("--data", help="Evaluation data, JSON lines.")
 @click.option("--trained-as", help="The 4-bit base the adapter saw: nf4|fp4[+double][:bfloat16].")
@@ -34,12 +34,11 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickled adapter, confined.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be done and why; stop.")
-@click.option("--only", default="*", help="Build only identifiers that match, e.g. '*@this-machine'.")
+@click.option("--only", default="*", help="Build identifiers that match, e.g. '*@this-machine'.")
 @click.option("--until", type=click.Choice(_STEPS), default=_STEPS[-1], help="Stop after a step.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-@click.pass_context
-def build(context: click.Context, **flags: Any) -> int:
+def build(**flags: Any) -> int:
     """Merge, quantize, package and validate RECIPE (a file or a shipped recipe's name).
 
     Flags alone are enough: edgetune build -m MODEL -a ADAPTER -d DEVICE -o OUT

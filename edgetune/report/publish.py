@@ -1,4 +1,4 @@
-"""Puts a finished report beside its package: JSON for machines, Markdown for people."""
+"""A finished report into a package's `reports/`: JSON for machines, Markdown for people."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.files import dump_json, write_text
-from edgetune.report.markdown import markdown
-from edgetune.report.schema import load_report
-from edgetune.report.verdict import judge
+from edgetune.report.make import write_verdicts
+from edgetune.report.markdown import to_markdown
+from edgetune.report.schema import Report, load_report, parse_report
 
 
 def publish_report(
-    source: Path, folder: Path, steps: Sequence[Mapping[str, Any]]
+    report_file: Path, folder: Path, steps: Sequence[Mapping[str, Any]] | None = None
 ) -> tuple[Path, str]:
-    """Add the build's steps to the report in `source`, write `<device>.json` and `.md`.
+    """Write `<device>.json` and `<device>.md` into `folder`; returns the JSON's path and the
+    verdict, judged anew.
 
-    Returns the path of the JSON file and the verdict, computed anew from the report's values.
+    `steps`: what each step of the build cost, put into the report. Raises InputRefusedError when
+    the report is unfit.
     """
-    report: dict[str, Any] = load_report(source).model_dump(mode="json")
-    report["steps"] = [dict(step) for step in steps]
-    verdict = judge(report)
-    report["verdict"] = verdict.verdict
-    target = folder / f"{report['device']}.json"
-    write_text(target, dump_json(report))
-    write_text(target.with_suffix(".md"), markdown(report))
-    return target, verdict.verdict
+    report = load_report(report_file)
+    if steps is not None:
+        report = _with_steps(report, steps)
+    value = write_verdicts(report)
+    place = folder / f"{report.device}.json"
+    write_text(place, dump_json(value))
+    write_text(place.with_suffix(".md"), to_markdown(value))
+    return place, str(value["verdict"])
+
+
+def _with_steps(report: Report, steps: Sequence[Mapping[str, Any]]) -> Report:
+    return parse_report({**report.model_dump(mode="json"), "steps": [dict(s) for s in steps]})

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgetune.errors import InputRefusedError, MissingError, UsageError
 
 # Weights as safetensors, configuration and tokenizer; never code, never pickles.
-_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -41,7 +41,7 @@ def _from_hub(identifier: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(identifier, revision=revision, allow_patterns=_PATTERNS))
     except LocalEntryNotFoundError as why:
-        msg = f"{identifier}: not a folder here, not in the hub's cache, and the hub is out of reach"
+        msg = f"{identifier}: no folder here, not in the hub's cache, and the hub is out of reach"
         hint = "download it first, or check the name and the network (HF_HUB_OFFLINE?)"
         raise MissingError(msg, hint) from why
     except HfHubHTTPError as why:

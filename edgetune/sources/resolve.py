@@ -31,9 +31,7 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
             problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
         return None
 
-    base = attempt(
-        lambda: read_checkpoint(find_checkpoint(recipe.base.path, recipe.base.revision))
-    )
+    base = attempt(lambda: read_checkpoint(find_checkpoint(recipe.base.path, recipe.base.revision)))
     before_path = recipe.base_before
     before = (
         attempt(lambda: read_checkpoint(find_checkpoint(before_path, None)))

@@ -1,0 +1,166 @@
+"""What the merged checkpoint holds, tensor by tensor, and how each one is made.
+
+Touched tensors (those that an adapter changes, and every linear that was 4-bit) are made in
+float32; all others are copied byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from edgetune.checkpoint.adapter import base_shape
+from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
+from edgetune.checkpoint.four_bit import four_bit_weight
+from edgetune.checkpoint.header import TensorEntry
+from edgetune.checkpoint.tensors import (
+    TORCH_DTYPES,
+    Output,
+    check_finite,
+    dtype_name,
+    load_blocks,
+    load_rows,
+    load_tensor,
+)
+from edgetune.errors import InputRefusedError
+from edgetune.merge.adapted import Adapted, Source, replaced_alone
+from edgetune.merge.layer import Rows, merged_bias, merged_weight
+
+
+@dataclass
+class Rounding:
+    """The largest change of a touched value when it is stored in the base's type."""
+
+    max_abs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that makes a merged checkpoint."""
+
+    base: CheckpointFolder
+    adapted: Adapted
+    four_bit: frozenset[str]
+    trained_as: Mapping[str, Any] | None
+    merge_dtype: str
+    rounding: Rounding = field(default_factory=Rounding)
+
+    @property
+    def untied(self) -> bool:
+        """True when a tied base is stored with two embeddings."""
+        return replaced_alone(self.base, self.adapted)
+
+
+def make_outputs(work: Work) -> tuple[list[Output], int]:
+    """(every tensor of the merged checkpoint, how many of them are touched)."""
+    names = {n for n in work.base.tensors if not is_statistic(n)}
+    if work.untied:
+        names |= {EMBEDDING, HEAD}
+    _prove_one_embedding(work)
+    outputs = [_output(work, name) for name in sorted(names)]
+    return [output for output, _ in outputs], sum(touched for _, touched in outputs)
+
+
+def _output(work: Work, name: str) -> tuple[Output, bool]:
+    module, _, leaf = name.rpartition(".")
+    layer = work.adapted.layers.get(module)
+    entry, source = _stored(work, name)
+    shape = base_shape(work.base, name) or entry.shape
+    blocks: Callable[[], Iterable[torch.Tensor]]
+    if layer is not None and leaf == "weight":
+        blocks = partial(merged_weight, layer, _rows(work, name), shape)
+    elif layer is not None and any(part == "lora_B.bias" for _, part in layer.parts):
+        columns = (base_shape(work.base, f"{module}.weight") or (0, 0))[1]
+        blocks = partial(_bias, work, name, columns)
+    elif source is not None or (module in work.four_bit and leaf == "weight"):
+        blocks = partial(_whole, _rows(work, name), shape)
+    else:
+        copied = partial(load_blocks, work.base.path, entry)
+        return Output(name, entry.dtype, entry.shape, copied), False
+    dtype = "F32" if work.merge_dtype == "float32" else _base_dtype(work, entry)
+    return Output(name, dtype, shape, partial(_cast, work, name, dtype, blocks)), True
+
+
+def _stored(work: Work, name: str) -> tuple[TensorEntry, Source | None]:
+    """(the base's entry of a tensor, the adapter's tensor that takes its place if any)."""
+    base = work.base
+    tied = base.tied and name in (EMBEDDING, HEAD)
+    entry = base.tensors.get(name) or base.tensors[base.tied_source]
+    source = work.adapted.replaced.get(name)
+    if source is None and tied:
+        # a tied model has one parameter for both: what replaced it under one name holds for both
+        other = HEAD if name == EMBEDDING else EMBEDDING
+        if other not in work.adapted.saved_modules:
+            source = work.adapted.replaced.get(other)
+    return entry, source
+
+
+def _prove_one_embedding(work: Work) -> None:
+    """Two tensors that replace the one parameter of a tied model must be the same."""
+    both = [work.adapted.replaced.get(n) for n in (EMBEDDING, HEAD) if n in work.adapted.replaced]
+    if work.adapted.saved_modules & {EMBEDDING, HEAD} or not work.base.tied or len(both) < 2:
+        return
+    one, other = (work.adapted.ledger.load(source) for source in both if source)
+    if not torch.equal(one, other):
+        msg = f"{work.base.path}: the adapter stores two different embeddings for its tied one"
+        raise InputRefusedError(msg, "name the base that this adapter was trained on")
+
+
+def _rows(work: Work, name: str) -> Rows:
+    """Reads rows of the weight that the adapter saw, in float32."""
+    entry, source = _stored(work, name)
+    module = name.rpartition(".")[0]
+    if source is None and module in work.four_bit:
+        held: list[torch.Tensor] = []
+
+        def unpacked(start: int, stop: int) -> torch.Tensor:
+            if not held:
+                held.append(four_bit_weight(work.base, module, work.trained_as))
+            rows = held[0][start:stop].clone()
+            if stop == held[0].shape[0]:
+                held.clear()
+            return rows
+
+        return unpacked
+    if source is not None:
+        return partial(work.adapted.ledger.load_rows, source)
+    return lambda start, stop: load_rows(work.base.path, entry, start, stop).to(torch.float32)
+
+
+def _whole(rows: Rows, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    yield rows(0, shape[0])
+
+
+def _bias(work: Work, name: str, columns: int) -> Iterator[torch.Tensor]:
+    entry, source = _stored(work, name)
+    if source is None:
+        bias = load_tensor(work.base.path, entry, torch.float32)
+    else:
+        bias = work.adapted.ledger.load(source)
+    yield merged_bias(work.adapted.layers[name.rpartition(".")[0]], bias, columns)
+
+
+def _cast(
+    work: Work, name: str, dtype: str, blocks: Callable[[], Iterable[torch.Tensor]]
+) -> Iterator[torch.Tensor]:
+    """Blocks in the type they are stored in; the rounding is noted."""
+    for block in blocks():
+        check_finite(block, f"{name} (merged)", work.base.path)
+        cast = block.to(TORCH_DTYPES[dtype])
+        if dtype != "F32":
+            check_finite(cast, f"{name} (merged, as {dtype})", work.base.path)
+            change = (cast.float() - block).abs().max()
+            work.rounding.max_abs = max(work.rounding.max_abs, float(change))
+        yield cast
+
+
+def _base_dtype(work: Work, entry: TensorEntry) -> str:
+    """The type of a plain base's tensor; of a packed one, what its config names."""
+    if entry.dtype in ("F32", "F16", "BF16"):
+        return entry.dtype
+    named = work.base.config.get("dtype") or work.base.config.get("torch_dtype") or "bfloat16"
+    return dtype_name(getattr(torch, str(named).removeprefix("torch.")))

@@ -1,0 +1,1 @@
+"""Step 3: merged checkpoint -> ONNX graph, through Olive."""

@@ -1,0 +1,220 @@
+"""Runs Olive, and is the only module that imports it.
+
+Olive's own pass over onnxruntime-genai's builder fails with today's builder, so the project has one
+of its own. What Olive logs goes to the step's log; a run that yields no model is an error here,
+where Olive itself returns as if all were well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before the import, or a heartbeat with a device identifier is queued: Olive reads its own switch
+# only after that, and skips the heartbeat only where it finds a CI variable.
+os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("CI", "1")
+
+from olive.model import HfModelHandler, ONNXModelHandler
+from olive.package_config import OlivePackageConfig
+from olive.passes import Pass
+from olive.passes.olive_pass import PassConfigParam
+from olive.workflows import run
+
+from edgetune.errors import StepFailedError
+from edgetune.files import copy_file
+from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow
+
+_GRAPH = "model.onnx"
+_DATA = "model.onnx.data"
+# What Olive adds to the folder about its own run.
+_OLIVE_FILES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")
+_LAST_WORDS = 3
+
+
+class GenaiBuilder(Pass):  # type: ignore[misc]
+    """onnxruntime-genai's builder as an Olive pass: Hugging Face folder -> genai folder."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:  # noqa: ARG003
+        def option(kind: type, *, required: bool = False) -> PassConfigParam:
+            return PassConfigParam(type_=kind, required=required, default_value=None)
+
+        return {
+            "precision": option(str, required=True),
+            "execution_provider": option(str, required=True),
+            "prune_lm_head": option(bool),
+            "algo_config": option(str),
+            "block_size": option(int),
+            "is_symmetric": option(bool),
+            "accuracy_level": option(int),
+        }
+
+    def _run_for_config(
+        self, model: HfModelHandler, config: Any, output_model_path: str
+    ) -> ONNXModelHandler:
+        options = {key: value for key, value in config.model_dump().items() if value is not None}
+        precision = options.pop("precision")
+        provider = options.pop("execution_provider")
+        folder = Path(output_model_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _build(model.model_name_or_path, folder, precision, provider, options)
+        side_files = [p for p in folder.iterdir() if p.name not in (_GRAPH, _DATA)]
+        return ONNXModelHandler(
+            folder,
+            onnx_file_name=_GRAPH,
+            model_attributes={"additional_files": sorted(str(p) for p in side_files)},
+        )
+
+
+def _build(
+    checkpoint: str, folder: Path, precision: str, provider: str, options: Mapping[str, Any]
+) -> None:
+    """Run onnxruntime-genai's builder in this process."""
+    from onnxruntime_genai.models.builder import Model, create_model, parse_extra_options
+
+    cache = str(folder.parent / "builder-cache")
+    words = [f"{key}={_as_builder_reads(value)}" for key, value in sorted(options.items())]
+    parsed = parse_extra_options(
+        checkpoint, checkpoint, str(folder), precision, provider, cache, words
+    )
+    _settle_config(parsed["hf_details"]["hf_config"])
+    with _corrected(Model):
+        create_model(checkpoint, checkpoint, str(folder), precision, provider, cache, **parsed)
+
+
+def _as_builder_reads(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _settle_config(config: Any) -> None:
+    """Say in the configuration what the builder looks for in it and transformers 5 does not say.
+
+    Without it the builder takes a Phi-3 for a LongRoPE one when its original length, which has a
+    default of its own (4096), differs; finds no `type` of a LongRoPE; and ignores the sliding
+    window of a family whose every layer has one, while onnxruntime-genai then cuts the cache.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind == "default" and hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = config.max_position_embeddings
+    if kind == "longrope":
+        rope.setdefault("type", kind)
+    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+
+
+@contextmanager
+def _corrected(model_class: Any) -> Iterator[None]:
+    """Two corrections to the builder's `Model`, while the block runs.
+
+    It takes every linear that is as wide as the vocabulary for the head, and silently builds
+    another model where a layer has such a one. And it writes into the graph, as its own, the git
+    commit of whatever repository encloses the virtual environment.
+    """
+
+    def has_lm_head(self: Any, module: Any) -> bool:
+        return module is self.weights.get_output_embeddings()
+
+    corrections = {"has_lm_head": has_lm_head, "get_genai_commit": classmethod(lambda _: None)}
+    before = {name: model_class.__dict__[name] for name in corrections}
+    for name, correction in corrections.items():
+        setattr(model_class, name, correction)
+    try:
+        yield
+    finally:
+        for name, original in before.items():
+            setattr(model_class, name, original)
+
+
+class _Listener(logging.Handler):
+    """Passes Olive's progress on and remembers its last words."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+        self.words: deque[str] = deque(maxlen=_LAST_WORDS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text.startswith("Running pass "):
+            self._progress(f"Olive: {text}")
+        if record.levelno >= logging.WARNING:
+            if record.exc_info and record.exc_info[1] is not None:
+                text = f"{text} ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+            self.words.append(text)
+
+
+def run_workflow(
+    workflow: Mapping[str, Any], checkpoint: Path, out: Path, progress: Callable[[str], None]
+) -> None:
+    """Run a workflow of `optimize.workflow` over a checkpoint; the genai folder is put into `out`.
+
+    Olive's cache and temporary files lie in a folder inside `out`, which is removed. All files are
+    copies: Olive links some, and onnx refuses linked external data. Raises StepFailedError with
+    Olive's last words when it yields no model.
+    """
+    work = out / ".olive"
+    result = work / "result"
+    (work / "tmp").mkdir(parents=True)
+    folders = {CHECKPOINT: str(checkpoint), CACHE: str(work / "cache"), OUT: str(result)}
+    listener = _Listener(progress)
+    logger = logging.getLogger("olive")
+    logger.addHandler(listener)
+    try:
+        output = run(
+            fill_workflow(workflow, folders),
+            package_config=package_config(),
+            tempdir=str(work / "tmp"),
+        )
+        if output is None or not output.has_output_model():
+            raise _no_model(listener, out)
+        _take(result, out, listener)
+    except (ValueError, TypeError, AttributeError, ImportError, AssertionError) as why:
+        # Olive lets these five through and logs every other.
+        listener.words.append(f"{type(why).__name__}: {why}")
+        raise _no_model(listener, out) from why
+    finally:
+        logger.removeHandler(listener)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _take(result: Path, out: Path, listener: _Listener) -> None:
+    missing = [name for name in (_GRAPH, _DATA) if not (result / name).is_file()]
+    if missing:
+        listener.words.append(f"no {' and no '.join(missing)} in its output folder")
+        raise _no_model(listener, out)
+    for path in sorted(result.iterdir()):
+        if path.name not in _OLIVE_FILES:
+            copy_file(path, out / path.name)
+
+
+def _no_model(listener: _Listener, out: Path) -> StepFailedError:
+    said = "; ".join(listener.words) or "nothing"
+    # The step's folder is named after its key, and so is its log.
+    log = out.parent / "logs" / f"{out.name.removeprefix('.tmp-')}.log"
+    where = f"the log is {log}" if log.exists() else "the step's log has all that Olive wrote"
+    return StepFailedError(f"Olive gave no model; its last words: {said}", where)
+
+
+def package_config() -> dict[str, Any]:
+    """Olive's list of passes, with the project's own beside them."""
+    config = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text("utf-8"))
+    everything = {
+        f"supported_{what}": ["*"] for what in ("providers", "accelerators", "precisions")
+    }
+    config["passes"][GenaiBuilder.__name__] = {
+        "module_path": f"{__name__}.{GenaiBuilder.__name__}",
+        **everything,
+        "supported_algorithms": [],
+        "supported_quantization_encodings": [],
+    }
+    assert isinstance(config, dict)
+    return config

@@ -1,0 +1,79 @@
+"""Step 3: merged checkpoint -> one complete flat onnxruntime-genai folder, through Olive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import InputRefusedError, StepFailedError
+from edgetune.files import read_json
+from edgetune.optimize.forms import decoder
+from edgetune.optimize.schemes import check_group_size, find_scheme
+
+
+def optimize_step(
+    arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Build the graph that `arguments["workflow"]` describes, and prove what it is.
+
+    arguments: checkpoint (folder), workflow (of `make_workflow`), scheme (name), group_size,
+    provider. Facts: graph_bytes (model.onnx and its data), read_back, generation_set,
+    generation_not_carried. Raises InputRefusedError for a checkpoint that the builder would get
+    wrong, StepFailedError when Olive yields no model, an option was ignored, or the model does not
+    run.
+    """
+    checkpoint = Path(arguments["checkpoint"])
+    scheme = find_scheme(arguments["scheme"])
+    group_size = check_group_size(scheme, arguments["group_size"])
+    refused = decoder.export_problem(read_json(checkpoint / "config.json"))
+    if refused:
+        msg = f"{checkpoint}: {refused}"
+        raise InputRefusedError(msg, "choose another base; this one cannot be exported faithfully")
+    progress("starting Olive")
+    from edgetune.optimize.genai_folder import complete_folder
+    from edgetune.optimize.olive import run_workflow
+    from edgetune.optimize.read_back import read_back
+
+    run_workflow(arguments["workflow"], checkpoint, out, progress)
+    facts = complete_folder(out, checkpoint)
+    progress("reading the graph back")
+    found = read_back(out, decoder.make_expectations(scheme, group_size))
+    progress("opening it with onnxruntime-genai")
+    try_model(out)
+    graph = [out / "model.onnx", out / "model.onnx.data"]
+    return {"graph_bytes": sum(p.stat().st_size for p in graph), "read_back": found, **facts}
+
+
+def try_model(folder: Path) -> None:
+    """Open a flat genai folder and run one token through it.
+
+    Raises StepFailedError when it does not open or its logits are not finite.
+    """
+    import numpy as np
+    import onnxruntime_genai as og
+
+    try:
+        model = og.Model(str(folder))
+        og.Tokenizer(model)
+        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        parameters = og.GeneratorParams(model)
+        parameters.set_search_options(max_length=try_length(config))
+        generator = og.Generator(model, parameters)
+        token = config["model"]["bos_token_id"]
+        generator.append_tokens(np.array([[token]], dtype=np.int32))
+        logits = np.asarray(generator.get_logits())
+    except Exception as why:
+        msg = f"onnxruntime-genai does not run what the builder wrote: {why}"
+        raise StepFailedError(msg, "report it with the step's log") from why
+    if not np.isfinite(logits).all():
+        msg = "the graph's logits are not finite numbers"
+        raise StepFailedError(msg, "look for NaN or Inf in the checkpoint's weights")
+
+
+def try_length(config: Mapping[str, Any]) -> int:
+    """Tokens to make room for: few, but not less than a sliding window, which its kernel needs."""
+    decoder_config = config["model"]["decoder"]
+    window = int(decoder_config.get("sliding_window", {}).get("window_size", 0))
+    return max(16, window)

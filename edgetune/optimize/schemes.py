@@ -1,0 +1,105 @@
+"""Quantization schemes, one row each; standard library only, for the plan reads it.
+
+A name says the bits of weights (w) and activations (a) and the algorithm; `rtn` is rounding to
+nearest, symmetric, with one float32 scale for each group of weights along the input dimension.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from edgetune.errors import UsageError
+from edgetune.providers import PROVIDERS, find_provider
+
+_GROUP_SIZES = (16, 32, 64, 128, 256)
+_SCALE_BITS = 32
+DEFAULT_SCHEME = "w8a16-rtn"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights are stored, and how onnxruntime-genai's builder is told so."""
+
+    name: str
+    weight_bits: int
+    # Weights that share a scale: the default, and what builder and kernels accept.
+    group_size: int | None
+    group_sizes: tuple[int, ...]
+    algorithm: str | None
+    # In the builder's words.
+    precision: str
+    accuracy_level: int | None
+    # Olive passes in order; `GenaiBuilder` is the project's own.
+    passes: tuple[str, ...] = ("GenaiBuilder",)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Names of the execution providers with kernels, in ONNX Runtime's spelling."""
+        return tuple(name for name, row in PROVIDERS.items() if self.name in row.SCHEMES)
+
+    def bits_per_weight(self, group_size: int | None = None) -> float:
+        """Stored bits a quantized weight, its share of the scale included."""
+        group = group_size or self.group_size
+        return float(self.weight_bits) if group is None else self.weight_bits + _SCALE_BITS / group
+
+
+SCHEMES: dict[str, Scheme] = {
+    row.name: row
+    for row in (
+        Scheme("fp32", 32, None, (), None, "fp32", None),
+        Scheme("w8a16-rtn", 8, 32, _GROUP_SIZES, "rtn", "int8", 4),
+        Scheme("w4a16-rtn", 4, 32, _GROUP_SIZES, "rtn", "int4", 4),
+    )
+}
+
+
+def find_scheme(name: str) -> Scheme:
+    """The scheme of this name. Raises UsageError for an unknown one."""
+    if name in SCHEMES:
+        return SCHEMES[name]
+    close = difflib.get_close_matches(name, SCHEMES, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]!r}?" if close else f"the schemes are {', '.join(SCHEMES)}"
+    msg = f"no scheme is called {name!r}"
+    raise UsageError(msg, meant)
+
+
+def check_group_size(scheme: Scheme, group_size: int | None) -> int | None:
+    """The group size to use: the given one, else the scheme's own.
+
+    Raises UsageError for one that the scheme does not take; nothing is rounded to a legal one.
+    """
+    if group_size is None:
+        return scheme.group_size
+    if scheme.group_size is None:
+        msg = f"the scheme {scheme.name} quantizes nothing, so it takes no group size"
+        raise UsageError(msg, "leave the group size out, or choose another scheme")
+    if group_size not in scheme.group_sizes:
+        sizes = ", ".join(map(str, scheme.group_sizes))
+        msg = f"the scheme {scheme.name} takes no group size {group_size}"
+        raise UsageError(msg, f"choose one of {sizes}")
+    return group_size
+
+
+def variant_name(provider: str, scheme: str, group_size: int | None = None) -> str:
+    """`cpu-w8a16-rtn`, or `cpu-w8a16-rtn-g128` for a group size other than the scheme's own."""
+    own = find_scheme(scheme).group_size
+    suffix = "" if group_size in (None, own) else f"-g{group_size}"
+    return f"{find_provider(provider).SHORT_NAME}-{scheme}{suffix}"
+
+
+def parse_scheme(text: str, group_size: int | None = None) -> tuple[Scheme, int | None]:
+    """The scheme and group size that `w8a16-rtn` or `w8a16-rtn-g128` mean.
+
+    `group_size` is the recipe's own key. Raises UsageError for an unknown scheme, an illegal group
+    size, or two group sizes that differ.
+    """
+    name, mark, digits = text.rpartition("-g")
+    if not (mark and digits.isdecimal()):
+        scheme = find_scheme(text)
+        return scheme, check_group_size(scheme, group_size)
+    if group_size not in (None, int(digits)):
+        msg = f"the scheme {text} names another group size than group_size: {group_size}"
+        raise UsageError(msg, "leave one of the two out")
+    scheme = find_scheme(name)
+    return scheme, check_group_size(scheme, int(digits))

@@ -1,0 +1,60 @@
+"""What each execution provider needs, one file a provider; standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Protocol
+
+from edgetune.errors import UsageError
+from edgetune.providers import cpu
+
+
+class Provider(Protocol):
+    """What a file in this folder says."""
+
+    @property
+    def EXECUTION_PROVIDER(self) -> str:
+        """The name in ONNX Runtime's spelling."""
+
+    @property
+    def SHORT_NAME(self) -> str:
+        """The name in a variant's folder name."""
+
+    @property
+    def DEVICE_KIND(self) -> str:
+        """`cpu`, `gpu` or `npu`, as an ORT model package says it."""
+
+    @property
+    def BUILDER_NAME(self) -> str:
+        """The name in onnxruntime-genai's builder."""
+
+    @property
+    def PRECISIONS(self) -> tuple[str, ...]:
+        """The builder's precisions that have kernels."""
+
+    @property
+    def SCHEMES(self) -> tuple[str, ...]:
+        """The schemes that have kernels."""
+
+
+PROVIDERS: dict[str, Provider] = {cpu.EXECUTION_PROVIDER: cpu}
+
+
+def find_provider(name: str) -> Provider:
+    """The provider of a name in ONNX Runtime's spelling. Raises UsageError for an unknown one."""
+    if name in PROVIDERS:
+        return PROVIDERS[name]
+    folded = {known.casefold(): known for known in PROVIDERS}
+    folded |= {row.SHORT_NAME: known for known, row in PROVIDERS.items()}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    meant = f"did you mean {folded[close[0]]!r}?" if close else f"known: {', '.join(PROVIDERS)}"
+    msg = f"no execution provider is called {name!r}"
+    raise UsageError(msg, meant)
+
+
+def check_kernels(provider: str, scheme: str) -> None:
+    """Raise UsageError when the provider has no kernels for the scheme."""
+    row = find_provider(provider)
+    if scheme not in row.SCHEMES:
+        msg = f"{provider} has no kernels for the scheme {scheme}"
+        raise UsageError(msg, f"choose one of {', '.join(row.SCHEMES)}")

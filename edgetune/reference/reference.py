@@ -1,0 +1,219 @@
+"""The reference step: what the trained model answers, and the merge's parity with it.
+
+The trained model (base as the adapter saw it, adapters unmerged, float32) is loaded first, then
+the base alone, then the merged checkpoint; one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import StepFailedError
+from edgetune.reference.divergence import to_log_probabilities
+from edgetune.reference.measure import (
+    BaseAlone,
+    Parity,
+    deterministic,
+    greedy_answers,
+    measure_base,
+    measure_parity,
+    threads_for,
+    with_model,
+    write_logits,
+)
+from edgetune.reference.own_text import SOURCE as OWN_SOURCE
+from edgetune.reference.own_text import own_items
+from edgetune.reference.render import ScoredItem, render_items, select
+from edgetune.reference.rows import RowFile
+from edgetune.reference.self_test import Reference, kl_base, write_self_test
+from edgetune.reference.tokenizer import (
+    context_length,
+    eos_token_ids,
+    generation_settings,
+    load_tokenizer,
+)
+from edgetune.reference.tokenizer_cases import make_cases
+from edgetune.tasks import load_task
+
+Progress = Callable[[str], None]
+
+# The largest difference of logits between merged and unmerged, in units of the largest logit.
+PARITY_TOLERANCE = 1e-4
+DATA_SOURCE = "evaluation data"
+_ROWS = "logprobs.npy"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the step's functions share."""
+
+    arguments: Mapping[str, Any]
+    out: Path
+    progress: Progress
+    tokenizer: Any
+    eos: list[int]
+    context: int | None
+
+    def answer(self, items: tuple[ScoredItem, ...], model: Any, label: str) -> list[str | None]:
+        """Greedy answers of a model to the items that expect one."""
+        return greedy_answers(
+            model, self.tokenizer, items, self.eos, self.context, label, self.progress
+        )
+
+
+def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`.
+
+    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], onto, merge_dtype,
+    checkpoint (the merged folder), task, evaluation (JSON lines or null), seed, threads. Facts:
+    parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit, kl_base,
+    positions, items.
+
+    Raises UsageError for evaluation data that does not fit, InputRefusedError for a base without
+    a usable tokenizer, StepFailedError when the merged checkpoint misses parity.
+    """
+    base = Path(arguments["base"]["path"])
+    tokenizer = load_tokenizer(base)
+    eos = eos_token_ids(base, tokenizer)
+    job = _Job(arguments, out, progress, tokenizer, eos, context_length(base))
+    given = _items_of_data(job)
+    with deterministic(threads_for(base, int(arguments["threads"]))):
+        items, rows, answers = with_model(
+            lambda: _load_trained(arguments, "dequantized"),
+            lambda model: _measure_trained(job, model, given),
+        )
+        with rows:
+            alone = _measure_base_alone(job, items, rows)
+            parity, against = _measure_merged(job, items, rows)
+            facts = _judge_parity(parity, against, str(arguments["merge_dtype"]))
+            progress("writing log-probabilities")
+            to_log_probabilities(rows)
+            reference = Reference(
+                task_name=arguments["task"],
+                source=DATA_SOURCE if given else OWN_SOURCE,
+                seed=int(arguments["seed"]),
+                items=items,
+                items_in_data=len(given or items),
+                positions_in_data=sum(item.positions for item in given or items),
+                answers=answers,
+                base=alone,
+                eos_token_ids=eos,
+                generation=generation_settings(base, tokenizer),
+                tokenizer_cases=make_cases(tokenizer),
+            )
+            write_self_test(out / "self_test", reference, rows, load_task(arguments["task"]))
+            positions = rows.rows
+    return {**facts, "kl_base": kl_base(reference), "positions": positions, "items": len(items)}
+
+
+def _items_of_data(job: _Job) -> list[ScoredItem]:
+    """The evaluation items as token ids; none where the recipe names no data."""
+    path = job.arguments["evaluation"]
+    if path is None:
+        return []
+    items = load_task(job.arguments["task"]).load_items(Path(path))
+    return render_items(items, job.tokenizer, job.eos, job.context, job.progress)
+
+
+def _measure_trained(
+    job: _Job, model: Any, given: list[ScoredItem]
+) -> tuple[tuple[ScoredItem, ...], RowFile, list[str | None]]:
+    """The items scored, the trained model's logits on disk, and its answers."""
+    seed = int(job.arguments["seed"])
+    items = select(
+        given or own_items(model, job.tokenizer, job.eos, job.context, seed, job.progress)
+    )
+    rows = write_logits(model, items, job.out / _ROWS, "trained model", job.progress)
+    return items, rows, job.answer(items, model, "trained model")
+
+
+def _measure_base_alone(
+    job: _Job, items: tuple[ScoredItem, ...], rows: RowFile
+) -> BaseAlone | None:
+    """The base alone; None for a full fine-tune whose base is not named."""
+    from edgetune.checkpoint.trained import load_base_alone
+
+    base, adapters = job.arguments["base"], job.arguments["adapters"]
+    before = job.arguments["base_before"]
+    if before is None and not adapters:
+        return None
+
+    def load() -> Any:
+        if before is not None:
+            return load_base_alone(Path(before), None, [])
+        return load_base_alone(Path(base["path"]), base["trained_as"], adapters)
+
+    job.progress("base alone: loading")
+    return with_model(
+        load,
+        lambda model: measure_base(
+            model, items, rows, lambda m, label: job.answer(items, m, label), job.progress
+        ),
+    )
+
+
+def _measure_merged(job: _Job, items: tuple[ScoredItem, ...], rows: RowFile) -> tuple[Parity, str]:
+    """The merged checkpoint against what it was merged to be, and what that is."""
+    if job.arguments["onto"] != "original":
+        return _parity_with(job, items, rows), "trained model"
+    # Merged onto other weights than the adapter saw: the arithmetic is checked against the
+    # adapters over those; how far that is from the trained model, fidelity tells.
+    path = job.out / "original.npy"
+    job.progress("adapters over the original base: loading")
+    label = "adapters over the original base"
+    original = with_model(
+        lambda: _load_trained(job.arguments, "original"),
+        lambda model: write_logits(model, items, path, label, job.progress),
+    )
+    try:
+        with original:
+            return _parity_with(job, items, original), label
+    finally:
+        path.unlink()
+
+
+def _parity_with(job: _Job, items: tuple[ScoredItem, ...], expected: RowFile) -> Parity:
+    import torch
+
+    from edgetune.checkpoint.trained import load_plain
+
+    job.progress("merged checkpoint: loading")
+    return with_model(
+        lambda: load_plain(Path(job.arguments["checkpoint"]), torch.float32),
+        lambda model: measure_parity(model, items, expected, job.progress),
+    )
+
+
+def _load_trained(arguments: Mapping[str, Any], onto: str) -> Any:
+    from edgetune.checkpoint.trained import load_trained_model
+
+    base = arguments["base"]
+    return load_trained_model(
+        Path(base["path"]), base["trained_as"], arguments["adapters"], onto=onto
+    )
+
+
+def _judge_parity(parity: Parity, against: str, merge_dtype: str) -> dict[str, Any]:
+    """The facts about parity. Raises StepFailedError when it is missed and enforced.
+
+    A checkpoint stored in the base's data type is rounded on purpose; it is reported only.
+    """
+    limit = PARITY_TOLERANCE * max(1.0, parity.largest_logit)
+    enforced = merge_dtype == "float32"
+    if enforced and not parity.max_abs <= limit:
+        msg = (
+            f"the merged checkpoint is not the same model as the {against}: logits differ by up "
+            f"to {parity.max_abs:.3g}, allowed are {limit:.3g} "
+            f"({PARITY_TOLERANCE:g} × the largest logit, {parity.largest_logit:.3g})"
+        )
+        raise StepFailedError(msg, "the merge is not exact; please report it with the recipe")
+    return {
+        "parity_max_abs": parity.max_abs,
+        "parity_limit": limit,
+        "parity_enforced": enforced,
+        "parity_against": against,
+        "largest_logit": parity.largest_logit,
+    }

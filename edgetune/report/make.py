@@ -1,0 +1,55 @@
+"""A report made from its measured sections: judged, and checked against its own form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune.report.schema import SCHEMA_VERSION, Report, parse_report
+from edgetune.report.verdict import Judged, Judgement, judge
+
+
+def finish_report(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with its verdicts. `sections` has every key but `schema_version` and `verdict`;
+    its checks have name, limit, required, reason. Raises InputRefusedError when a section is unfit,
+    above all when a figure is not finite.
+    """
+    undecided = [
+        {"name": c["name"], "value": None, "limit": c["limit"], "verdict": "not measured",
+         "required": c.get("required", False), "reason": c.get("reason")}
+        for c in sections["checks"]
+    ]  # fmt: skip
+    draft = {
+        "schema_version": SCHEMA_VERSION,
+        **sections,
+        "verdict": "inconclusive",
+        "checks": undecided,
+    }
+    return write_verdicts(parse_report(draft))
+
+
+def write_verdicts(report: Report) -> dict[str, Any]:
+    """The report's JSON value with the verdicts that `judge` gives now."""
+    judgement = judge(report)
+    return {**report.model_dump(mode="json"), **_verdicts(judgement)}
+
+
+def _verdicts(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "verdict": judgement.verdict,
+        "checks": [_as_json(check) for check in judgement.checks],
+    }
+
+
+def _as_json(check: Judged) -> dict[str, Any]:
+    figure = check.figure
+    return {
+        "name": check.name,
+        "value": figure.value if figure else None,
+        "low": figure.low if figure else None,
+        "high": figure.high if figure else None,
+        "limit": check.limit,
+        "verdict": check.verdict,
+        "required": check.required,
+        "reason": check.reason,
+    }

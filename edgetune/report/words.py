@@ -1,0 +1,122 @@
+"""Figures and judgements in words, shared by terminal and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgetune.report.schema import Interval, Report
+from edgetune.report.verdict import DROP, Judged, Judgement
+
+_LATENCY_WORDS = {
+    "ttft_ms": ("the first token takes {value:.1f} ms", "{limit:.1f} ms"),
+    "decode_tokens_per_s": ("decoding gives {value:.1f} tokens/s", "{limit:.1f}"),
+    "peak_rss_mb": ("the process takes {value:.0f} MB of memory", "{limit:.0f} MB"),
+}
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`98.7 %`."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, signed: `−0.4`."""
+    return signed(100 * share, 1)
+
+
+def signed(value: float, digits: int) -> str:
+    """`+0.12`, `−0.12`, `0.00`."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text[1:] if float(f"{value:.{digits}f}") == 0 else text
+
+
+def nats(value: float) -> str:
+    """A divergence, with digits that show it."""
+    return f"{value:.4f}" if value < 1 else f"{value:.2f}"
+
+
+def megabytes(count: float) -> str:
+    """10**6 bytes."""
+    return f"{count / 1e6:.1f}" if count < 1e9 else f"{count / 1e6:.0f}"
+
+
+def bounds(low: str, high: str) -> str:
+    """`[low, high]`."""
+    return f"[{low}, {high}]"
+
+
+def headline(judgement: Judgement) -> str:
+    """The verdict in a sentence."""
+    failed = [c.name for c in judgement.checks if c.verdict == "fail"]
+    open_ = [c.name for c in judgement.checks if c.verdict == "inconclusive"]
+    missed = [c.name for c in judgement.checks if c.verdict == "not measured" and c.required]
+    passed = sum(c.verdict == "pass" for c in judgement.checks)
+    if failed:
+        return f"fail: {', '.join(failed)}"
+    if open_ or missed:
+        parts = [", ".join(open_)] if open_ else []
+        parts += [f"{', '.join(missed)} not measured on the device"] if missed else []
+        return f"inconclusive: {'; '.join(parts)}"
+    if not passed:
+        return "inconclusive: nothing was measured"
+    return f"pass: {passed} of {len(judgement.checks)} checks measured, all pass"
+
+
+def what_was_lost(report: Report, judgement: Judgement) -> Iterator[str]:
+    """A sentence for every check that failed or could not be decided."""
+    for check in judgement.checks:
+        if check.verdict in ("fail", "inconclusive") and check.figure is not None:
+            text = _sentence(report, check, check.figure)
+            mark = "" if check.verdict == "fail" else f" (inconclusive: {check.reason})"
+            yield text + mark
+
+
+def not_measured(judgement: Judgement) -> Iterator[str]:
+    """Each check without a figure, with its reason."""
+    for check in judgement.checks:
+        if check.verdict == "not measured":
+            yield f"{check.name}: not measured: {check.reason or 'no reason was given'}"
+
+
+def _sentence(report: Report, check: Judged, figure: Interval) -> str:
+    name, value, limit = check.name, figure.value, check.limit
+    if name == "retention":
+        return (
+            f"the package keeps {percent(value)} of what the fine-tune changed "
+            f"(limit {percent(limit, 0)})"
+        )
+    if name == "kl_mean":
+        return f"KL from the trained model is {nats(value)} nats (limit {limit:g})"
+    if name.endswith(DROP):
+        return _drop_sentence(report, name.removesuffix(DROP), limit)
+    if name == "finite_outputs":
+        return f"the package's output is not finite at {value:.0f} scored positions"
+    if name == "tokenizer_parity":
+        return f"the tokenizer differs from the trained model's in {value:.0f} cases"
+    if name == "time_to_answer_ratio":
+        return (
+            f"an answer takes {value:.2f} × as long as from the unconverted model "
+            f"(limit {limit:.2f} ×)"
+        )
+    if name == "package_bytes":
+        return f"the package is {megabytes(value)} MB (limit {megabytes(limit)} MB)"
+    words, allowed = _LATENCY_WORDS[name]
+    return f"{words.format(value=value)} (limit {allowed.format(limit=limit)})"
+
+
+def _drop_sentence(report: Report, metric: str, limit: float) -> str:
+    row = report.task_metrics[metric]
+    flips = report.fidelity.flips
+    name = metric.replace("_", " ")
+    change = f"from {percent(row.reference)} to {percent(row.candidate)}"
+    margin = f"{100 * limit:g} points"
+    if -row.difference > limit:
+        text = f"{name} fell {change} (limit {margin}, n = {row.n})"
+    else:
+        text = f"{name} went {change}; {row.n} items cannot exclude a loss of {margin}"
+    if flips:
+        text += (
+            f"; {flips['changed']} of {flips['answers']} answers changed: {flips['lost']} right "
+            f"ones became wrong, {flips['gained']} wrong ones right"
+        )
+    return text

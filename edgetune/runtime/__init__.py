@@ -1,0 +1,1 @@
+"""Opens and runs a package: onnxruntime, onnxruntime-genai and numpy only."""

@@ -1,0 +1,1 @@
+"""Step 6: measures what ships against the reference it carries; judges nothing."""

@@ -1,0 +1,100 @@
+"""The package's half of the latency measurement: a process of its own, JSON lines in and out.
+
+    python -m edgetune.validate.latency_worker
+
+In: {"package", "variant", "device", "threads", "prompt_ids": [128 ids], "new_tokens": 64}. Out:
+{"ready": true, "load_s", "dtype", "peak_rss_mb"}. Then {"run": n} → {"ttft_ms": [n],
+"decode_ms_per_token": [n], "prefill_tokens_per_s": [n], "answer_ms": [n], "peak_rss_mb"}, until
+{"stop": true} or the end of input; {"error": {"exit_code", "message", "hint"}} when it fails. The
+torch half, edgetune.reference.latency_worker, speaks the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+from edgetune.errors import STEP_FAILED, EdgetuneError
+from edgetune.host import own_peak_rss_mb
+from edgetune.runtime.decoder import start
+from edgetune.runtime.session import OpenPackage, open_package
+from edgetune.step import _die_with_parent
+
+
+def serve(source: TextIO, sink: TextIO) -> None:
+    """Open the package that the first line names, then run as the following lines say."""
+    job = json.loads(source.readline())
+    # The parent has checked the files.
+    opened = open_package(
+        Path(job["package"]), job["variant"], job.get("device"), job["threads"], verify=False
+    )
+    ready = {"ready": True, "load_s": opened.load_s, "dtype": opened.variant.name}
+    _tell(sink, {**ready, "peak_rss_mb": own_peak_rss_mb()})
+    for line in source:
+        request = json.loads(line)
+        if request.get("stop"):
+            return
+        _tell(sink, measure(opened, job["prompt_ids"], job["new_tokens"], request["run"]))
+
+
+def measure(
+    opened: OpenPackage, prompt_ids: Sequence[int], new_tokens: int, repeats: int
+) -> dict[str, Any]:
+    """`repeats` answers of `new_tokens` tokens, timed; no token ends an answer early."""
+    rows = [_answer(opened, prompt_ids, new_tokens) for _ in range(repeats)]
+    times = {key: [row[key] for row in rows] for key in rows[0]}
+    return {**times, "peak_rss_mb": own_peak_rss_mb()}
+
+
+def _answer(opened: OpenPackage, prompt_ids: Sequence[int], new_tokens: int) -> Mapping[str, float]:
+    """Times of one answer. The first token counts as prefill, the others as decode."""
+    total = len(prompt_ids) + new_tokens
+    clock = [time.perf_counter()]
+    generator = start(opened, prompt_ids, total, min_length=total)
+    for _ in range(new_tokens):
+        generator.generate_next_token()
+        clock.append(time.perf_counter())
+    steps = [1e3 * (after - before) for before, after in pairwise(clock)]
+    return {
+        "ttft_ms": steps[0],
+        "decode_ms_per_token": statistics.median(steps[1:] or steps),
+        "prefill_tokens_per_s": len(prompt_ids) / steps[0] * 1e3,
+        "answer_ms": sum(steps),
+    }
+
+
+def _tell(sink: TextIO, event: Mapping[str, Any]) -> None:
+    sink.write(json.dumps(event) + "\n")
+    sink.flush()
+
+
+def main() -> int:
+    """Serve standard input and output; whatever a library prints goes to standard error."""
+    _die_with_parent()
+    sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        serve(sys.stdin, sink)
+    except EdgetuneError as why:
+        error: dict[str, Any] = {"exit_code": why.exit_code, "message": why.message}
+        error["hint"] = why.hint
+    except Exception as why:
+        traceback.print_exc()
+        message = f"the package's runtime: {type(why).__name__}: {why}"
+        error = {"exit_code": STEP_FAILED, "message": message, "hint": ""}
+    else:
+        return 0
+    _tell(sink, {"error": error})
+    return int(error["exit_code"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

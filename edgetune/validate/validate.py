@@ -1,0 +1,203 @@
+"""Step 6: the finished package, opened by the runtime a device uses, against its reference.
+
+No torch here: the unconverted model's latency is measured by a child process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import InputRefusedError
+from edgetune.files import digest_of_json, digests_of_folder, dump_json, read_json, write_text
+from edgetune.host import probe_host
+from edgetune.report.make import finish_report
+from edgetune.runtime.describe import graph_bytes, package_bytes
+from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_manifest
+from edgetune.runtime.placement import placement
+from edgetune.runtime.session import OpenPackage, open_variant
+from edgetune.step import versions_of
+from edgetune.validate.checks import make_checks
+from edgetune.validate.evaluate import evaluate, worst_examples
+from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
+from edgetune.validate.latency import make_prompt, measure_latency, not_measured
+from edgetune.validate.metrics import measure_task
+from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
+from edgetune.validate.tokenizer_parity import tokenizer_parity
+
+Progress = Callable[[str], None]
+
+_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch")
+_MERGE_KEYS = (
+    "parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit",
+    "tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is validated, for which device, and what else is at hand."""
+
+    identifier: str
+    device: str
+    # Whether this host is that device, or one of the class it stands for.
+    here: bool
+    threads: int
+    variant: Variant
+    # The reference step's folder and the merged checkpoint: whole-vocabulary KL, torch's latency.
+    reference: Path | None = None
+    checkpoint: Path | None = None
+    merge: Mapping[str, Any] | None = None
+    evidence: Mapping[str, bool] | None = None
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+
+def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
+
+    arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
+    checkpoint (paths or null), steps, merge (facts or null), evidence. Raises InputRefusedError
+    for a package that was changed or does not open, StepFailedError when it does not run.
+    """
+    progress("checking the package's files")
+    manifest = read_manifest(Path(arguments["package"]))
+    device = arguments["device"]
+    job = Job(
+        identifier=arguments["identifier"],
+        device=device["name"],
+        here=bool(device["here"]),
+        threads=int(device["threads"]),
+        variant=choose_variant(manifest, arguments["variant"], None),
+        reference=_path(arguments.get("reference")),
+        checkpoint=_path(arguments.get("checkpoint")),
+        merge=arguments.get("merge"),
+        evidence=arguments.get("evidence"),
+        steps=tuple(arguments.get("steps") or ()),
+    )
+    report = make_report(manifest, job, progress)
+    write_text(out / "report.json", dump_json(report))
+    checks = {check["name"]: check["verdict"] for check in report["checks"]}
+    return {"verdict": report["verdict"], "checks": checks}
+
+
+def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, Any]:
+    """Measure a package and judge it. Writes nothing. Raises as `validate_step` does."""
+    folder = manifest.path / "self_test"
+    limits = _read_limits(folder)
+    self_test = load_self_test(folder)
+    progress("opening the package")
+    opened = open_variant(manifest, job.variant, job.device, job.threads)
+    sections = _measure(opened, self_test, job, progress)
+    sections["tokenizer"] = tokenizer_parity(opened, self_test)
+    sections["providers"] = placement(opened)
+    prompt, new_tokens = make_prompt([i.prompt_ids for i in self_test.items], opened.context_length)
+    # Two loaded models are enough: the latency workers bring their own.
+    del opened
+    sections["latency"] = _latency(manifest, job, prompt, new_tokens, progress)
+    report: dict[str, Any] = {
+        "identifier": job.identifier,
+        "device": job.device,
+        "variant": job.variant.name,
+        "package_digest": manifest.digest,
+        "checks": [],
+        **sections,
+        "size": {
+            "base_bytes": limits.get("base_bytes"),
+            "package_bytes": package_bytes(manifest.path),
+            "graph_bytes": graph_bytes(job.variant),
+        },
+        "merge": {key: job.merge.get(key) for key in _MERGE_KEYS} if job.merge else None,
+        "evidence": _evidence(job, sections),
+        "environment": _environment(job),
+        "steps": [dict(step) for step in job.steps],
+        "inputs": {
+            "recipe": digest_of_json(manifest.lock.get("recipe")),
+            "self_test": digest_of_json(digests_of_folder(folder)),
+        },
+    }
+    report["checks"] = make_checks(limits, report)
+    return finish_report(report)
+
+
+def _measure(
+    opened: OpenPackage, self_test: SelfTest, job: Job, progress: Progress
+) -> dict[str, Any]:
+    """`fidelity`, `task_metrics` and `examples`."""
+    logprobs = open_logprobs(job.reference, self_test) if job.reference else None
+    evaluation = evaluate(opened, self_test, logprobs, progress)
+    progress("figures and their bounds")
+    measured = measure_task(self_test, evaluation)
+    kind = WHOLE_VOCABULARY if logprobs is not None else TOP_K_BOUND
+    host = probe_host()
+    return {
+        "fidelity": {
+            **fidelity(self_test, evaluation.positions, kind),
+            "source": str(self_test.facts.get("source")),
+            "flips": measured.flips,
+            "measured_on": f"{host.arch} host {host.fingerprint}",
+        },
+        "task_metrics": measured.metrics,
+        "examples": worst_examples(self_test, evaluation, measured.exact),
+    }
+
+
+def _latency(
+    manifest: Manifest, job: Job, prompt: list[int], new_tokens: int, progress: Progress
+) -> dict[str, Any]:
+    if not job.here:
+        return not_measured(f"this host is not a {job.device}")
+    shared = {
+        "threads": job.threads,
+        "prompt_ids": prompt,
+        "prompt_tokens": len(prompt),
+        "new_tokens": new_tokens,
+    }
+    candidate = {"package": str(manifest.path), "variant": job.variant.name, **shared}
+    reference = None
+    if job.checkpoint is not None:
+        types = ["bfloat16", "float32"]
+        reference = {"checkpoint": str(job.checkpoint), "dtype_candidates": types, **shared}
+    return measure_latency(candidate, reference, progress)
+
+
+def _evidence(job: Job, sections: Mapping[str, Any]) -> dict[str, bool]:
+    return {
+        **(job.evidence or {}),
+        "opened": True,
+        "executed": True,
+        "on_device": job.here,
+        "whole_vocabulary": sections["fidelity"]["kl_kind"] == WHOLE_VOCABULARY,
+        "task_metric_measured": bool(sections["task_metrics"]),
+        "latency_measured": sections["latency"]["candidate"] is not None,
+        "reference_latency_measured": sections["latency"]["reference"] is not None,
+    }
+
+
+def _environment(job: Job) -> dict[str, Any]:
+    host = probe_host()
+    return {
+        "fingerprint": host.fingerprint,
+        "arch": host.arch,
+        "os": host.os,
+        "cpu": host.cpu_model,
+        "cores": host.cores,
+        "memory_bytes": host.memory_bytes,
+        "threads": job.threads,
+        "versions": versions_of(*_TOOLS),
+    }
+
+
+def _read_limits(folder: Path) -> Mapping[str, Any]:
+    where = folder / "limits.json"
+    limits = read_json(where)
+    wanted = ("tolerances", "budgets")
+    if isinstance(limits, dict) and all(isinstance(limits.get(key), dict) for key in wanted):
+        return limits
+    msg = f"{where}: no tolerances and budgets in it"
+    raise InputRefusedError(msg, "build the package again")
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None

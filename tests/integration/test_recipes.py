@@ -1,0 +1,75 @@
+"""Every shipped recipe, whole, with the verdict it was made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import edgetune, report_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipes") / "out"
+
+
+@pytest.mark.parametrize("name", ["demo-dora", "demo-qlora", "demo-two", "demo-full"])
+def test_a_good_recipe_passes(out: Path, name: str) -> None:
+    done = edgetune("build", name, "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    report = report_of(done)
+    assert report["fidelity"]["retention"]["value"] >= 0.95
+    assert report["task_metrics"]["exact_match"]["base"] < 0.5
+
+
+def test_demo_fails_fails_and_says_what_was_lost(out: Path) -> None:
+    done = edgetune("build", "demo-fails", "-o", out, "--json")
+    assert done.returncode == 1, done.stderr
+    report = report_of(done)
+    assert report["verdict"] == "fail"
+    failed = {c["name"] for c in report["checks"] if c["verdict"] == "fail"}
+    assert failed & {"retention", "kl_mean"}
+    text = (out / "demo-fails" / "reports" / f"{report['device']}.md").read_text()
+    assert "of what the fine-tune changed" in text
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w4a16-rtn", "w8a16-rtn-g128"])
+def test_every_scheme_goes_through_the_line(out: Path, scheme: str) -> None:
+    done = edgetune("build", "demo", "--scheme", scheme, "-o", out, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    report = report_of(done)
+    assert report["variant"] == f"cpu-{scheme}"
+    if scheme == "fp32":
+        assert report["fidelity"]["kl_mean"]["value"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["-a", "triage-lora", "-a", "booking-dora"], "DoRA"),
+        (["-a", "triage-lora", "-a", "velan-qlora"], "different bases"),
+    ],
+)
+def test_adapters_that_do_not_add_up_are_refused(
+    tmp_path: Path, flags: list[str], sentence: str
+) -> None:
+    data = Path(__file__).parents[2] / "recipes" / "data" / "demo"
+    flags = [str(data / f) if f != "-a" else f for f in flags]
+    done = edgetune("build", "-m", data / "base", *flags, "-o", tmp_path / "out")
+    assert done.returncode == 4
+    assert sentence in done.stderr
+
+
+def test_flags_alone_are_enough_without_data(tmp_path: Path) -> None:
+    data = Path(__file__).parents[2] / "recipes" / "data" / "demo"
+    done = edgetune(
+        *("build", "-m", data / "base", "-a", data / "triage-lora", "-d", "generic-x86-64"),
+        *("-o", tmp_path / "out", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = report_of(done)
+    assert report["identifier"] == "triage-lora@generic-x86-64"
+    assert report["task_metrics"] == {}

@@ -1,0 +1,207 @@
+"""kill -9, full disks, two builds at once: no finished step is lost, no byte differs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgetune.files import digests_of_folder
+from tests.integration.conftest import ROOT, build_of, edgetune
+
+pytestmark = pytest.mark.slow
+FLAGS = ["build", "demo", "-d", "generic-x86-64", "--until", "package", "--json"]
+STRACE = shutil.which("strace")
+needs_strace = pytest.mark.skipif(STRACE is None, reason="fault injection needs strace")
+
+
+def package_digests(out: Path) -> dict[str, str]:
+    return digests_of_folder(out / "demo", ["reports"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(demo: Path) -> dict[str, str]:
+    return package_digests(demo)
+
+
+def test_another_folder_zone_locale_umask_and_hash_seed_give_the_same_bytes(
+    undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "a folder with ünïcode" / "o"
+    environment = {"TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "77", "HOME": str(tmp_path)}
+    old = os.umask(0o077)
+    try:
+        done = edgetune(*FLAGS, "-o", out, cwd=tmp_path, environment=environment)
+    finally:
+        os.umask(old)
+    assert done.returncode == 0, done.stderr
+    assert package_digests(out) == undisturbed
+
+
+@pytest.mark.parametrize("step", ["merge", "reference", "optimize", "package"])
+def test_kill_nine_during_a_step_loses_no_finished_one(
+    undisturbed: dict[str, str], tmp_path: Path, step: str
+) -> None:
+    out = tmp_path / "out"
+    build = subprocess.Popen(
+        [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 300
+    while not list(out.glob(f"**/.tmp-{step}-*")):
+        assert build.poll() is None, "the build ended before the step began"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    build.send_signal(signal.SIGKILL)
+    build.wait()
+    finished = {p.parent.name.split("-")[0] for p in out.glob("steps/*/step.json")}
+    assert step not in finished
+    done = edgetune(*FLAGS, "-o", out)
+    assert done.returncode == 0, done.stderr
+    cached = {s["name"] for s in build_of(done)["steps"] if s["cached"]}
+    assert cached == finished
+    assert package_digests(out) == undisturbed
+    assert not list(out.glob("**/.tmp-*"))
+
+
+def inject(out: Path, fault: str, demo: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Build with a fault at a system call, from a store whose merge and reference are done."""
+    assert STRACE is not None
+    return subprocess.run(
+        [
+            *(STRACE, "-f", "-qq", "-o", "/dev/null", "-e", f"inject={fault}"),
+            *(sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "fsync:signal=SIGKILL:when=1",
+        "fsync:signal=SIGKILL:when=9",
+        "fsync:signal=SIGKILL:when=25",
+        "rename:signal=SIGKILL:when=2",
+        "rename:signal=SIGKILL:when=4",
+    ],
+)
+def test_a_kill_at_an_fsync_or_rename_leaves_a_store_that_goes_on(
+    undisturbed: dict[str, str], demo: Path, tmp_path: Path, fault: str
+) -> None:
+    out = tmp_path / "out"
+    half_store(demo, out)
+    killed = inject(out, fault, demo, tmp_path)
+    assert killed.returncode != 0, "the fault did not happen"
+    done = edgetune(*FLAGS, "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert package_digests(out) == undisturbed
+
+
+@needs_strace
+@pytest.mark.parametrize("when", ["1+", "40+"])
+def test_a_full_disk_is_told_and_survived(
+    undisturbed: dict[str, str], demo: Path, tmp_path: Path, when: str
+) -> None:
+    out = tmp_path / "out"
+    half_store(demo, out)
+    full = inject(out, f"fsync,fdatasync:error=ENOSPC:when={when}", demo, tmp_path)
+    assert full.returncode == 3, full.stderr
+    assert "disk is full" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not list(out.glob("**/.tmp-*"))
+    done = edgetune(*FLAGS, "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert package_digests(out) == undisturbed
+
+
+def half_store(demo: Path, out: Path) -> None:
+    """A store in which merge and reference are done, and optimize is not."""
+    shutil.copytree(demo / "steps", out / "steps")
+    for folder in out.glob("steps/*-*"):
+        if folder.name.split("-")[0] in ("optimize", "package", "validate"):
+            shutil.rmtree(folder)
+
+
+def test_a_real_full_disk(undisturbed: dict[str, str], demo: Path, tmp_path: Path) -> None:
+    """A file system of 40 MB: the plan sees it beforehand; nothing is left half-written."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(small)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs more rights than this user has")
+    try:
+        done = edgetune(*FLAGS, "-o", small / "out")
+        assert done.returncode == 3
+        assert "GB of disk (predicted)" in done.stderr
+        assert not (small / "out").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_two_builds_at_once_in_one_folder(undisturbed: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)]
+    builds = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for build in builds:
+        _, told = build.communicate(timeout=900)
+        assert build.returncode == 0, told.decode()
+    assert package_digests(out) == undisturbed
+
+
+def test_a_byte_flipped_in_a_finished_step_is_noticed(
+    undisturbed: dict[str, str], demo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(demo, out)
+    weights = next(out.glob("steps/merge-*/model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    before = hashlib.sha256(content).hexdigest()
+    content[-7] ^= 4
+    weights.write_bytes(content)
+    done = edgetune(*FLAGS, "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert not next(s for s in build_of(done)["steps"] if s["name"] == "merge")["cached"]
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == before
+    assert package_digests(out) == undisturbed
+
+
+def test_ctrl_c_ends_with_130_and_keeps_what_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build = subprocess.Popen(
+        [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(out.glob("steps/.tmp-reference-*")):
+        assert build.poll() is None
+        time.sleep(0.01)
+    build.send_signal(signal.SIGINT)
+    _, told = build.communicate(timeout=60)
+    assert build.returncode == 130
+    assert "interrupted; finished steps are kept" in told
+    assert list(out.glob("steps/merge-*/step.json"))
+    assert not list(out.glob("**/.tmp-*"))

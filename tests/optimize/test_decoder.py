@@ -1,0 +1,52 @@
+"""Which models are refused before the builder gets them wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgetune.optimize.forms.decoder import export_problem, make_expectations
+from edgetune.optimize.schemes import SCHEMES
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_parameters": None, "rope_scaling": None},
+        {"head_dim": 128},
+        {"head_dim": 128, "rope_parameters": {"partial_rotary_factor": 0.75}},
+        {"model_type": "phi3", "rope_parameters": {"rope_type": "longrope"}},
+    ],
+)
+def test_what_is_exported_right(changes: dict[str, Any]) -> None:
+    assert export_problem({**LLAMA, **changes}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, "kind 'linear' are lost"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "kind 'dynamic' are lost"),
+        ({"num_attention_heads": 8}, "heads of size 8 "),
+        ({"head_dim": 40}, "heads of size 40 "),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "0.5 of it rotated"),
+    ],
+)
+def test_what_would_be_wrong_is_refused(changes: dict[str, Any], words: str) -> None:
+    assert words in (export_problem({**LLAMA, **changes}) or "")
+
+
+def test_a_float_graph_is_expected_without_quantization() -> None:
+    wanted = make_expectations(SCHEMES["fp32"], None)
+    assert wanted.pop("last_token_head") is True
+    assert set(wanted.values()) == {None}

@@ -1,0 +1,153 @@
+"""Each option that did not take effect is named, with what was wanted and what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune.errors import StepFailedError
+from edgetune.optimize.forms.decoder import make_expectations
+from edgetune.optimize.read_back import read_back
+from edgetune.optimize.schemes import SCHEMES
+
+WANTED = make_expectations(SCHEMES["w8a16-rtn"], 32)
+
+
+def write_graph(
+    folder: Path,
+    *,
+    bits: int = 8,
+    group_size: int = 32,
+    accuracy_level: int | None = 4,
+    zero_points: bool = False,
+    last_token: bool = True,
+    float_middle: bool = False,
+    quantized_head: bool = True,
+    location: str = "model.onnx.data",
+    short_data: bool = False,
+) -> Path:
+    """A graph with the parts of a decoder that the read-back looks at: embedding, one product,
+    the choice of the last position, head."""
+    from onnx import ModelProto, TensorProto, helper
+
+    width, words = 64, 10
+    data: list[TensorProto] = []
+
+    def constant(name: str, kind: int, shape: list[int]) -> str:
+        tensor = TensorProto(
+            name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL
+        )
+        size = int(np.prod(shape)) * (1 if kind == TensorProto.UINT8 else 4)
+        begin = sum(int(t.external_data[2].value) for t in data)
+        for key, value in (("location", location), ("offset", begin), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))
+        data.append(tensor)
+        return name
+
+    def product(name: str, x: str, y: str, n: int, quantized: bool) -> Any:
+        if not quantized:
+            return helper.make_node(
+                "MatMul", [x, constant(f"{name}.w", TensorProto.FLOAT, [width, n])], [y], name
+            )
+        blocks = width // group_size or 1
+        inputs = [x, constant(f"{name}.q", TensorProto.UINT8, [n, blocks, group_size * bits // 8])]
+        inputs.append(constant(f"{name}.s", TensorProto.FLOAT, [n, blocks]))
+        if zero_points:
+            inputs.append(constant(f"{name}.z", TensorProto.UINT8, [n, blocks]))
+        level = {} if accuracy_level is None else {"accuracy_level": accuracy_level}
+        return helper.make_node(
+            "MatMulNBits", inputs, [y], name, domain="com.microsoft",
+            bits=bits, block_size=group_size, K=width, N=n, **level,
+        )  # fmt: skip
+
+    nodes = [
+        helper.make_node(
+            "Gather", [constant("embedding", TensorProto.FLOAT, [words, width]), "input_ids"], ["x"]
+        ),
+        product("middle", "x", "h", width, not float_middle),
+    ]
+    last = "h"
+    if last_token:
+        nodes += [
+            helper.make_node("Gather", ["h", "minus_one"], ["g"], axis=1),
+            helper.make_node("Unsqueeze", ["g", "one"], ["u"]),
+        ]
+        last = "u"
+    nodes.append(product("head", last, "logits", words, quantized_head))
+    count: int | str = 1 if last_token else "sequence"
+    graph = helper.make_graph(
+        nodes,
+        "main_graph",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", count, words])],
+        data,
+    )
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    size = sum(int(t.external_data[2].value) for t in data)
+    (folder / "model.onnx.data").write_bytes(bytes(size - short_data))
+    return folder
+
+
+def test_a_graph_as_asked_for(tmp_path: Path) -> None:
+    assert read_back(write_graph(tmp_path), WANTED) == {
+        "weight_bits": 8,
+        "group_size": 32,
+        "accuracy_level": 4,
+        "symmetric": True,
+        "last_token_head": True,
+        "quantized_matmuls": 2,
+        "float_matmuls": 0,
+        "embedding": "float32",
+        "opset": 22,
+    }
+
+
+def test_a_float_graph_as_asked_for(tmp_path: Path) -> None:
+    folder = write_graph(tmp_path, float_middle=True, quantized_head=False)
+    found = read_back(folder, make_expectations(SCHEMES["fp32"], None))
+    assert (found["quantized_matmuls"], found["float_matmuls"]) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bits": 4}, "weight_bits is 4, wanted 8"),
+        ({"group_size": 64}, "group_size is 64, wanted 32"),
+        ({"accuracy_level": None}, "accuracy_level is 0, wanted 4"),
+        ({"zero_points": True}, "symmetric is False, wanted True"),
+        ({"last_token": False}, "last_token_head is False, wanted True"),
+        ({"float_middle": True}, "float_matmuls is 1, wanted 0"),
+        ({"quantized_head": False}, "float_matmuls is 1, wanted 0"),
+        ({"float_middle": True, "quantized_head": False}, "weight_bits is None, wanted 8"),
+        ({"location": "../elsewhere"}, r"the data of embedding is ../elsewhere"),
+        ({"short_data": True}, "the end of head.s is"),
+    ],
+)
+def test_an_option_without_effect_is_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(StepFailedError, match=words) as raised:
+        read_back(write_graph(tmp_path, **change), WANTED)
+    assert raised.value.exit_code == 6
+
+
+def test_a_quantized_graph_is_no_float_one(tmp_path: Path) -> None:
+    with pytest.raises(StepFailedError, match="weight_bits is 8, wanted None"):
+        read_back(write_graph(tmp_path), make_expectations(SCHEMES["fp32"], None))
+
+
+def test_products_that_differ_are_listed(tmp_path: Path) -> None:
+    import onnx
+
+    folder = write_graph(tmp_path)
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    head = next(node for node in model.graph.node if node.name == "head")
+    next(a for a in head.attribute if a.name == "bits").i = 4
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(StepFailedError, match=r"weight_bits is \[4, 8\], wanted 8"):
+        read_back(folder, WANTED)

@@ -1,0 +1,152 @@
+"""The line as steps: golden plans (a review of a diff here is a review of the line), and what
+holds for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune.build import plan_builds
+from edgetune.files import shipped_folder
+from edgetune.host import Host
+from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
+from edgetune.plan import Plan
+from edgetune.recipe import Recipe, find_recipe, load_recipe
+
+GOLDENS = Path(__file__).parent / "goldens" / "plans"
+HOST = Host("x86_64", "linux", "a processor", 4, 16 << 30, ("avx2", "fma"))
+OUT = Path("/out")
+PAIRS = [
+    ("demo", "generic-x86-64"),
+    ("demo", "raspberry-pi-5"),
+    ("demo", "intel-n100"),
+    ("demo-dora", "generic-x86-64"),
+    ("demo-qlora", "raspberry-pi-5"),
+    ("demo-two", "generic-x86-64"),
+    ("demo-full", "generic-x86-64"),
+    ("demo-fails", "intel-n100"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _a_host_that_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetune.build.probe_host", lambda: HOST)
+    monkeypatch.setattr("edgetune.line.usable_cores", lambda: 4)
+
+
+def recipe(name: str) -> Recipe:
+    return load_recipe(find_recipe(name))
+
+
+def plan(name: str, device: str, out: Path, **changes: Any) -> Plan:
+    return plan_builds(recipe(name).model_copy(update=changes), [device], out)[0]
+
+
+def picture(plan: Plan) -> dict[str, Any]:
+    """A plan and its steps without what differs between machines, versions and data."""
+    store = OUT / "steps"
+    package = package_step([plan], OUT)
+    steps = [
+        merge_step(plan),
+        reference_step(plan, store),
+        optimize_step(plan, store),
+        package,
+        validate_step(plan, package, OUT, HOST, {}),
+    ]
+    value = {
+        "identifier": plan.identifier,
+        "variant": plan.variant,
+        "on_device": plan.here,
+        "threads": plan.threads,
+        "steps": [
+            {
+                "name": s.name,
+                "function": s.function,
+                "arguments": {k: v for k, v in s.arguments.items() if k != "lock"},
+                "inputs": {k: v for k, v in s.inputs.items() if k != "code" and not is_version(v)},
+            }
+            for s in steps
+        ],
+    }
+    text = json.dumps(value, indent=1, default=list) + "\n"
+    text = text.replace(str(shipped_folder("recipes").resolve()), "<recipes>")
+    text = re.sub(r'"[0-9a-f]{64}"', '"<digest>"', text)
+    text = re.sub(r'(-|")[0-9a-f]{16}(/|")', r"\1<key>\2", text)
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def is_version(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(re.fullmatch(r"\d+\.\d+.*", value)))
+
+
+@pytest.mark.parametrize(("name", "device"), PAIRS, ids=lambda v: str(v))
+def test_golden_plan(name: str, device: str, tmp_path: Path) -> None:
+    golden = GOLDENS / f"{name}@{device}.json"
+    found = picture(plan(name, device, tmp_path / "out"))
+    if os.environ.get("EDGETUNE_WRITE_GOLDENS"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert found == json.loads(golden.read_text(encoding="utf-8"))
+
+
+def keys(plan: Plan, out: Path = OUT) -> dict[str, str]:
+    store = out / "steps"
+    package = package_step([plan], out)
+    validate = validate_step(plan, package, out, HOST, {})
+    steps = (merge_step(plan), reference_step(plan, store), optimize_step(plan, store), package)
+    return {s.name: s.key for s in (*steps, validate)}
+
+
+def test_no_key_knows_a_path_and_no_probe_enters_the_package(tmp_path: Path) -> None:
+    here = plan("demo", "this-machine", tmp_path / "a")
+    assert keys(here, Path("/somewhere/else")) == keys(here)
+    more = replace(
+        here, threads=64, device=here.device.model_copy(update={"description": "another machine"})
+    )
+    for name in ("merge", "reference", "optimize", "package"):
+        assert keys(more)[name] == keys(here)[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "redone"),
+    [
+        ({"scheme": "w4a16-rtn"}, {"optimize", "package", "validate"}),
+        ({"group_size": 128}, {"optimize", "package", "validate"}),
+        ({"merge_dtype": "base"}, {"merge", "reference", "optimize", "package", "validate"}),
+        ({"description": "other words"}, {"package", "validate"}),
+    ],
+)
+def test_a_change_redoes_what_depends_on_it(
+    tmp_path: Path, changes: dict[str, Any], redone: set[str]
+) -> None:
+    before = keys(plan("demo", "generic-x86-64", tmp_path / "a"))
+    after = keys(plan("demo", "generic-x86-64", tmp_path / "a", **changes))
+    assert {name for name in before if before[name] != after[name]} == redone
+
+
+def test_tighter_limits_keep_the_graph(tmp_path: Path) -> None:
+    plain = recipe("demo")
+    tight = plain.tolerances.model_copy(update={"kl_mean": 0.001})
+    before = keys(plan("demo", "generic-x86-64", tmp_path / "a"))
+    after = keys(plan("demo", "generic-x86-64", tmp_path / "a", tolerances=tight))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"package", "validate"}
+
+
+def test_devices_share_merge_reference_and_graph(tmp_path: Path) -> None:
+    one = keys(plan("demo", "generic-x86-64", tmp_path / "a"))
+    other = keys(plan("demo", "raspberry-pi-5", tmp_path / "a"))
+    assert {name for name in one if one[name] == other[name]} == {"merge", "reference", "optimize"}
+
+
+def test_the_lock_holds_no_path(tmp_path: Path) -> None:
+    package = package_step([plan("demo-qlora", "generic-x86-64", tmp_path / "a")], OUT)
+    text = json.dumps(package.arguments["lock"])
+    assert "/" not in text.replace(" / ", "")
+    assert '"nf4"' in text
