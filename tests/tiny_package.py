@@ -16,10 +16,10 @@ import pytest
 
 from edgetune.checksums import write_checksums
 from edgetune.files import dump_json, write_text
+from tests.tiny import build_base
 
-TOKENIZER = Path(__file__).resolve().parents[1] / "recipes" / "data" / "demo" / "base"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 VARIANT = "cpu-w8a16-rtn"
+END = 259
 TOP_K = 16
 MAX_NEW_TOKENS = 12
 PROMPTS = ("Where is the kitchen?", "Two cakes, please.", "It is late", "Hello there", "a", "b c")
@@ -50,7 +50,8 @@ def _build(folder: Path) -> Path:
     model = _random_model(folder / "checkpoint", seed=0)
     package = folder / "tiny"
     _build_graph(folder / "checkpoint", package / VARIANT, folder / "cache")
-    _write_self_test(package / "self_test", model, _random_model(None, seed=1), torch)
+    base = _random_model(folder / "base", seed=1)
+    _write_self_test(package / "self_test", folder / "checkpoint", model, base, torch)
     (folder / "reference").mkdir()
     shutil.move(package / "self_test" / "logprobs.npy", folder / "reference" / "logprobs.npy")
     write_parts(package)
@@ -83,31 +84,12 @@ def write_parts(package: Path) -> None:
     sign(package)
 
 
-def _random_model(save_to: Path | None, seed: int) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _random_model(folder: Path, seed: int) -> Any:
+    from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        # Large weights, so that the random model has opinions.
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=4,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config).float().eval()
-    if save_to is not None:
-        model.save_pretrained(save_to)
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(TOKENIZER / name, save_to / name)
-    return model
+    # Large weights, so that the random model has opinions.
+    build_base(folder, dtype="float32", seed=seed, initializer_range=0.3)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
 
 
 def _build_graph(checkpoint: Path, out: Path, cache: Path) -> None:
@@ -121,10 +103,10 @@ def _build_graph(checkpoint: Path, out: Path, cache: Path) -> None:
         create_model(source, source, str(out), "int8", "cpu", str(cache), **options)
 
 
-def _write_self_test(folder: Path, model: Any, base: Any, torch: Any) -> None:
+def _write_self_test(folder: Path, checkpoint: Path, model: Any, base: Any, torch: Any) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER))
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     folder.mkdir()
     items, rows, base_rows = [], [], []
     for number, text in enumerate(PROMPTS):
@@ -135,7 +117,7 @@ def _write_self_test(folder: Path, model: Any, base: Any, torch: Any) -> None:
         prompt = tokenizer.encode(prompt_text, add_special_tokens=False)
         answer_ids = _greedy(model, prompt, torch)
         # Half of the targets are what the model says itself.
-        target = (answer_ids or [4])[:4] if number % 2 else [7, 11, 13, 4]
+        target = (answer_ids or [END])[:4] if number % 2 else [70, 71, 73, END]
         logits, base_logits = (_logits(m, prompt, target, torch) for m in (model, base))
         answer = tokenizer.decode(answer_ids, skip_special_tokens=True)
         rows.append(logits)
@@ -175,9 +157,7 @@ def _write_self_test(folder: Path, model: Any, base: Any, torch: Any) -> None:
     write_text(folder / "tokenizer_cases.json", dump_json(cases))
 
 
-def _write_arrays(
-    folder: Path, logprobs: Any, base: Any, items: list[dict[str, Any]]
-) -> None:
+def _write_arrays(folder: Path, logprobs: Any, base: Any, items: list[dict[str, Any]]) -> None:
     targets = np.array([token for item in items for token in item["target_ids"]])
     top = np.argsort(-logprobs, axis=1, kind="stable")[:, :TOP_K]
     top_logprobs = np.take_along_axis(logprobs, top, axis=1)
@@ -202,7 +182,7 @@ def _write_arrays(
         "positions": len(targets),
         "seed": 0,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "eos_token_ids": [4],
+        "eos_token_ids": [END],
         "generation": {"do_sample": None, "temperature": None},
         "metrics": {"exact_match": {"n": len(items)}, "answer_logprob": {"n": len(items)}},
     }
@@ -220,7 +200,7 @@ def _greedy(model: Any, prompt: list[int], torch: Any) -> list[int]:
     with torch.inference_mode():
         for _ in range(MAX_NEW_TOKENS):
             token = int(model(torch.tensor([[*prompt, *ids]])).logits[0, -1].argmax())
-            if token == 4:
+            if token == END:
                 break
             ids.append(token)
     return ids

@@ -22,6 +22,7 @@ from transformers import (
 SPECIAL = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 PAD, END = 0, 4
 CONTEXT = 1024
+BASE_NAME = "edgetune-demo-base"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}"
@@ -97,6 +98,8 @@ def save_full(model: Phi3ForCausalLM, folder: Path) -> None:
         do_sample=False, bos_token_id=PAD, eos_token_id=[END, PAD], pad_token_id=PAD
     )
     model.to(torch.bfloat16).save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:

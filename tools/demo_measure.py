@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from demo_data import Pair, Task
-from demo_files import as_messages, encode, load, load_dequantized, load_tokenizer, read_items
+from demo_files import (
+    BASE_NAME,
+    as_messages,
+    encode,
+    load,
+    load_dequantized,
+    load_tokenizer,
+    read_items,
+)
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Phi3ForCausalLM, PreTrainedTokenizerFast
@@ -17,10 +25,10 @@ from transformers import Phi3ForCausalLM, PreTrainedTokenizerFast
 def load_trained(task: Task, out: Path) -> tuple[Phi3ForCausalLM, Any]:
     """Load a task's base as it stands alone, and the trained model, from the shipped files."""
     read = load_dequantized if task.name.endswith("-qlora") else load
-    base = read(out / "base")
+    base = read(out / BASE_NAME)
     if task.name.endswith("-full"):
         return base, load(out / task.name)
-    return base, PeftModel.from_pretrained(read(out / "base"), out / task.name).eval()
+    return base, PeftModel.from_pretrained(read(out / BASE_NAME), out / task.name).eval()
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -80,7 +88,7 @@ def rounded(model: nn.Module, bits: int, group: int) -> nn.Module:
 
 def measure(task: Task, out: Path) -> dict[str, Any]:
     """Measure one task on the shipped files, and how much quantization would cost it."""
-    tokenizer = load_tokenizer(out / "base")
+    tokenizer = load_tokenizer(out / BASE_NAME)
     pairs = read_items(out, task, "evaluation")
     base, trained = load_trained(task, out)
     log_probs = answer_log_probs(trained, tokenizer, pairs)
@@ -105,8 +113,8 @@ def measure(task: Task, out: Path) -> dict[str, Any]:
 
 def measure_two(first: Task, second: Task, out: Path) -> dict[str, Any]:
     """Measure two adapters added up, each with weight 1, on both tasks."""
-    tokenizer = load_tokenizer(out / "base")
-    model = PeftModel.from_pretrained(load(out / "base"), out / first.name, "first")
+    tokenizer = load_tokenizer(out / BASE_NAME)
+    model = PeftModel.from_pretrained(load(out / BASE_NAME), out / first.name, "first")
     model.load_adapter(str(out / second.name), "second")
     model.base_model.set_adapter(["first", "second"])
     model.eval()

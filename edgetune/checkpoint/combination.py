@@ -7,6 +7,7 @@ rest (each tensor used exactly once, every number finite).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem, UsageError
 
 Weighted = Sequence[tuple[Adapter, float]]
+# What a quantized copy of a base is called after it: QLoRA adapters are trained over such copies.
+_QUANTIZED = re.compile(r"[-_.](bnb[-_])?(nf4|fp4|4bit)$", re.IGNORECASE)
 _ONE_BY_ONE = "build each of them on its own, or merge the LoRA adapters only"
 
 
@@ -47,8 +50,9 @@ def merge_warnings(base: CheckpointFolder, adapters: Sequence[Adapter]) -> list[
     known = _names_of(base)
     found = []
     for adapter in adapters:
-        name = adapter.base_name
-        if name and not {name, _last(name)} & known:
+        name = adapter.base_name or ""
+        bare = _QUANTIZED.sub("", name)
+        if name and not {name, _last(name), bare, _last(bare)} & known:
             found.append(
                 f"{adapter.path.name}: trained over {name!r}, merged onto {base.path.name!r}; "
                 "names and shapes fit, the weights are taken to be the same"

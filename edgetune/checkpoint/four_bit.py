@@ -19,6 +19,7 @@ from edgetune.checkpoint.tensors import check_finite, load_tensor
 from edgetune.errors import InputRefusedError
 
 BLOCK_SIZE = 64  # what transformers' integration and bitsandbytes' Linear4bit always use
+_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def four_bit_modules(
@@ -98,7 +99,7 @@ def _stored(base: CheckpointFolder, name: str) -> tuple[torch.Tensor, Any]:
         state = QuantState.from_dict(statistics, torch.device("cpu"))
         packed = load_tensor(base.path, base.tensors[name], packed=True)
         packed = packed.reshape(-1).view(torch.uint8)
-        if packed.numel() != -(-state.shape.numel() // 2) or not _scales_fit(state):
+        if packed.numel() != -(-state.shape.numel() // 2) or not _is_sound(state):
             msg = f"{base.path}: tensor {name!r} does not fit its quantization state"
             raise InputRefusedError(msg, "copy the folder again from where it came from")
     except (KeyError, ValueError, AttributeError, TypeError, AssertionError) as why:
@@ -107,8 +108,10 @@ def _stored(base: CheckpointFolder, name: str) -> tuple[torch.Tensor, Any]:
     return packed.reshape(-1, 1), state
 
 
-def _scales_fit(state: Any) -> bool:
-    """One scale a block, so that bitsandbytes' kernels read no memory beyond the tensors."""
+def _is_sound(state: Any) -> bool:
+    """Known types and one scale a block, so that bitsandbytes' kernels read only these tensors."""
+    if state.quant_type not in ("nf4", "fp4") or state.blocksize not in _BLOCK_SIZES:
+        return False
     blocks = -(-state.shape.numel() // state.blocksize)
     scale = torch.uint8 if state.nested else torch.float32
     if state.absmax.numel() != blocks or state.absmax.dtype != scale:
@@ -116,4 +119,9 @@ def _scales_fit(state: Any) -> bool:
     if not state.nested:
         return True
     outer = state.state2
-    return bool(outer.code.numel() == 256) and outer.absmax.numel() == -(-blocks // outer.blocksize)
+    return (
+        outer.blocksize in _BLOCK_SIZES
+        and outer.dtype == outer.absmax.dtype == outer.code.dtype == torch.float32
+        and int(outer.code.numel()) == 256
+        and int(outer.absmax.numel()) == -(-blocks // outer.blocksize)
+    )

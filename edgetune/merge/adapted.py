@@ -9,7 +9,8 @@ layer, or a tensor of the base that it replaces whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from edgetune.checkpoint.adapter_fields import USED
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder
 from edgetune.checkpoint.header import TensorEntry
 from edgetune.checkpoint.skeleton import meta_model, quiet
-from edgetune.checkpoint.tensors import load_rows, load_tensor
+from edgetune.checkpoint.tensors import load_rows, load_tensor, same_values
 from edgetune.checkpoint.trained import weigh
 from edgetune.errors import InputRefusedError
 
@@ -35,17 +36,20 @@ class Source:
     entry: TensorEntry
 
 
-class Ledger(set[tuple[str, str]]):
-    """The adapter tensors that went into the merged checkpoint: (adapter's name, tensor's)."""
+@dataclass(frozen=True)
+class Ledger:
+    """The adapter tensors that were read into the merged checkpoint: (adapter's name, tensor's)."""
+
+    used: set[tuple[str, str]] = field(default_factory=set)
 
     def load(self, source: Source) -> torch.Tensor:
         """Read a tensor in float32 and note it. Raises InputRefusedError for NaN, infinity."""
-        self.add((source.name, source.entry.name))
+        self.used.add((source.name, source.entry.name))
         return load_tensor(source.adapter.path, source.entry, torch.float32)
 
     def load_rows(self, source: Source, start: int, stop: int) -> torch.Tensor:
         """As `load`, some rows of it."""
-        self.add((source.name, source.entry.name))
+        self.used.add((source.name, source.entry.name))
         return load_rows(source.adapter.path, source.entry, start, stop).to(torch.float32)
 
 
@@ -167,8 +171,13 @@ def _modules(model: Any, adapter: Adapter) -> tuple[dict[str, Any], set[str]]:
 def _prove_same(base: CheckpointFolder, tensor: str, source: Source, ledger: Ledger) -> None:
     """In a weighted sum, a stored base weight must be the base's own: only deltas add up."""
     name = base.tied_source if base.tied and tensor in (EMBEDDING, HEAD) else tensor
-    own = load_tensor(base.path, base.tensors[name], torch.float32)
-    if not torch.equal(ledger.load(source), own):
+    entry = base.tensors[name]
+
+    def own(start: int, stop: int) -> torch.Tensor:
+        return load_rows(base.path, entry, start, stop).to(torch.float32)
+
+    fits = entry.shape == source.entry.shape
+    if not fits or not same_values(entry.shape, partial(ledger.load_rows, source), own):
         msg = (
             f"{source.adapter.path}: {source.entry.name} is not the base's own weight, which "
             "makes a weighted sum undefined"

@@ -7,20 +7,17 @@ that still had a meta tensor would merge nothing, without an error: that is chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 
 from edgetune.checkpoint.skeleton import quiet
+from edgetune.checkpoint.tensors import Rows, row_blocks
 from edgetune.errors import InputRefusedError, StepFailedError
 from edgetune.merge.adapted import Layer
 
-BLOCK_BYTES = 64 << 20
-
-# rows (start, stop) of the base's weight in float32
-Rows = Callable[[int, int], torch.Tensor]
 Parts = dict[tuple[str, str], torch.Tensor]
 
 
@@ -35,14 +32,12 @@ def merged_weight(layer: Layer, rows: Rows, shape: tuple[int, ...]) -> Iterator[
     Raises InputRefusedError naming the module when the result is not finite.
     """
     parts = load_parts(layer)
-    count, columns = shape
-    height = max(1, BLOCK_BYTES // (4 * columns))
+    blocks = list(row_blocks(shape))
     if _is_embedding(parts) and any(part == "lora_magnitude_vector" for _, part in parts):
-        height = count  # the norm of an embedding's DoRA runs over all rows
-    for start in range(0, count, height):
-        stop = min(start + height, count)
+        blocks = [(0, shape[0])]  # the norm of an embedding's DoRA runs over all rows
+    for start, stop in blocks:
         sliced = parts
-        if stop - start < count:
+        if len(blocks) > 1:
             sliced = {key: _slice(key[1], tensor, start, stop) for key, tensor in parts.items()}
         yield _merge(layer, rows(start, stop), None, sliced).weight.data
         _empty(layer)

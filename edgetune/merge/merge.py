@@ -70,10 +70,10 @@ def _prove_all_used(adapted: Adapted, adapters: Sequence[Adapter]) -> int:
     """How many adapter tensors were used. Raises InputRefusedError naming one that was not."""
     for number, adapter in enumerate(adapters):
         for name in sorted(adapter.tensors):
-            if (f"adapter_{number}", name) not in adapted.ledger:
+            if (f"adapter_{number}", name) not in adapted.ledger.used:
                 msg = f"{adapter.path}: tensor {name!r} went into no tensor of the merged model"
                 raise InputRefusedError(msg, "name the base that this adapter was trained on")
-    return len(adapted.ledger)
+    return len(adapted.ledger.used)
 
 
 def _write_side_files(base: CheckpointFolder, out: Path, work: Work, touched: int) -> None:

@@ -20,15 +20,18 @@ from edgetune.checkpoint.header import TensorEntry
 from edgetune.checkpoint.tensors import (
     TORCH_DTYPES,
     Output,
+    Rows,
     check_finite,
     dtype_name,
     load_blocks,
     load_rows,
     load_tensor,
+    row_blocks,
+    same_values,
 )
 from edgetune.errors import InputRefusedError
 from edgetune.merge.adapted import Adapted, Source, replaced_alone
-from edgetune.merge.layer import Rows, merged_bias, merged_weight
+from edgetune.merge.layer import merged_bias, merged_weight
 
 
 @dataclass
@@ -104,8 +107,9 @@ def _prove_one_embedding(work: Work) -> None:
     both = [work.adapted.replaced.get(n) for n in (EMBEDDING, HEAD) if n in work.adapted.replaced]
     if work.adapted.saved_modules & {EMBEDDING, HEAD} or not work.base.tied or len(both) < 2:
         return
-    one, other = (work.adapted.ledger.load(source) for source in both if source)
-    if not torch.equal(one, other):
+    one, other = (source for source in both if source)
+    read = work.adapted.ledger.load_rows
+    if not same_values(one.entry.shape, partial(read, one), partial(read, other)):
         msg = f"{work.base.path}: the adapter stores two different embeddings for its tied one"
         raise InputRefusedError(msg, "name the base that this adapter was trained on")
 
@@ -132,7 +136,8 @@ def _rows(work: Work, name: str) -> Rows:
 
 
 def _whole(rows: Rows, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    yield rows(0, shape[0])
+    for start, stop in row_blocks(shape):
+        yield rows(start, stop)
 
 
 def _bias(work: Work, name: str, columns: int) -> Iterator[torch.Tensor]:

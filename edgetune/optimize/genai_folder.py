@@ -52,7 +52,7 @@ def complete_folder(folder: Path, checkpoint: Path) -> dict[str, Any]:
     stated = checkpoint / "generation_config.json"
     generation = read_json(stated) if stated.is_file() else {}
     genai = read_json(folder / "genai_config.json")
-    changed = settle_generation(genai, config, generation)
+    changed = settle_generation(genai, config, generation, tokenizer_end_token(folder))
     write_text(folder / "genai_config.json", dump_json(genai))
     _settle_tokenizer(folder / "tokenizer_config.json")
     template = chat_template_of(checkpoint)
@@ -62,25 +62,48 @@ def complete_folder(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def settle_generation(
-    genai: dict[str, Any], config: Mapping[str, Any], generation: Mapping[str, Any]
+    genai: dict[str, Any],
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    end_token: int | None,
 ) -> dict[str, list[Any]]:
     """Change `genai` (a genai_config.json) to what the checkpoint states.
 
     Settings are those of generation_config.json, or of config.json where there is no such file
     (older checkpoints keep them there); a token that the first lacks is the second's, and one that
-    neither names stays as the builder took it from the tokenizer. Returns
+    neither names stays as the builder took it from the tokenizer. An answer also ends at the
+    tokenizer's own end token (`end_token`), with which chat models end a turn. Returns
     {changed key: [builder's value, value set]}.
     """
     tokens = {**_present(config), **_present(generation)}
     stated = _present(generation or config)
     model, search = genai["model"], genai["search"]
     wanted_model = {key: tokens[key] for key in _TOKENS if key in tokens}
+    if "eos_token_id" in tokens:
+        wanted_model["eos_token_id"] = _end_tokens(tokens["eos_token_id"], end_token)
     wanted = {key: stated.get(key, default) for key, default in _SEARCH_DEFAULTS.items()}
     # transformers takes a text here too ("never"); onnxruntime-genai a truth value.
     wanted["early_stopping"] = wanted["early_stopping"] is True
     context = model["context_length"]
     wanted["max_length"] = min(int(stated.get("max_length", context)), context)
     return {**_set(model, wanted_model), **_set(search, wanted)}
+
+
+def _end_tokens(stated: int | list[int], own: int | None) -> int | list[int]:
+    found = list(stated) if isinstance(stated, list) else [stated]
+    found += [own] if own is not None and own not in found else []
+    return found[0] if len(found) == 1 else found
+
+
+def tokenizer_end_token(folder: Path) -> int | None:
+    """The id of the tokenizer's own end-of-sequence token; None when it names none."""
+    token = read_json(folder / "tokenizer_config.json").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    tokenizer = read_json(folder / "tokenizer.json")
+    added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []}
+    vocabulary = (tokenizer.get("model") or {}).get("vocab")
+    known = {**(vocabulary if isinstance(vocabulary, dict) else {}), **added}
+    return known.get(text)
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,10 +114,15 @@ def _set(section: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, list[A
     changed = {
         key: [section.get(key), value]
         for key, value in wanted.items()
-        if section.get(key) != value or key not in section
+        if key not in section or _as_set(section[key]) != _as_set(value)
     }
     section.update(wanted)
     return changed
+
+
+def _as_set(value: Any) -> Any:
+    """End tokens mean the same in any order."""
+    return sorted(value) if isinstance(value, list) else value
 
 
 def not_carried(generation: Mapping[str, Any]) -> list[str]:

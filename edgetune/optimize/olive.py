@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 # Before the import, or a heartbeat with a device identifier is queued: Olive reads its own switch
-# only after that, and skips the heartbeat only where it finds a CI variable.
+# only after that, and skips the heartbeat only where it finds a CI variable. Nothing here needs
+# the Hub: the checkpoint is a folder.
 os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("CI", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from olive.model import HfModelHandler, ONNXModelHandler
 from olive.package_config import OlivePackageConfig
@@ -28,8 +30,8 @@ from olive.passes import Pass
 from olive.passes.olive_pass import PassConfigParam
 from olive.workflows import run
 
-from edgetune.errors import StepFailedError
-from edgetune.files import copy_file
+from edgetune.errors import EdgetuneError, MissingError, StepFailedError
+from edgetune.files import copy_file, is_out_of_space
 from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow
 
 _GRAPH = "model.onnx"
@@ -141,14 +143,17 @@ class _Listener(logging.Handler):
         super().__init__(logging.INFO)
         self._progress = progress
         self.words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self.errors: list[BaseException] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if text.startswith("Running pass "):
             self._progress(f"Olive: {text}")
         if record.levelno >= logging.WARNING:
-            if record.exc_info and record.exc_info[1] is not None:
-                text = f"{text} ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+            error = record.exc_info[1] if record.exc_info else None
+            if error is not None:
+                self.errors.append(error)
+                text = f"{text} ({type(error).__name__}: {error})"
             self.words.append(text)
 
 
@@ -159,7 +164,7 @@ def run_workflow(
 
     Olive's cache and temporary files lie in a folder inside `out`, which is removed. All files are
     copies: Olive links some, and onnx refuses linked external data. Raises StepFailedError with
-    Olive's last words when it yields no model.
+    Olive's last words when it yields no model, MissingError when disk or memory ran out.
     """
     work = out / ".olive"
     result = work / "result"
@@ -169,21 +174,23 @@ def run_workflow(
     logger = logging.getLogger("olive")
     logger.addHandler(listener)
     try:
-        output = run(
-            fill_workflow(workflow, folders),
-            package_config=package_config(),
-            tempdir=str(work / "tmp"),
-        )
+        output = _run(fill_workflow(workflow, folders), work / "tmp", listener)
         if output is None or not output.has_output_model():
             raise _no_model(listener, out)
         _take(result, out, listener)
-    except (ValueError, TypeError, AttributeError, ImportError, AssertionError) as why:
-        # Olive lets these five through and logs every other.
-        listener.words.append(f"{type(why).__name__}: {why}")
-        raise _no_model(listener, out) from why
     finally:
         logger.removeHandler(listener)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(workflow: dict[str, Any], temporary: Path, listener: _Listener) -> Any:
+    """Olive's output; None when it raised, which it does for some kinds of error only."""
+    try:
+        return run(workflow, package_config=package_config(), tempdir=str(temporary))
+    except Exception as why:
+        listener.errors.append(why)
+        listener.words.append(f"{type(why).__name__}: {why}")
+        return None
 
 
 def _take(result: Path, out: Path, listener: _Listener) -> None:
@@ -196,7 +203,13 @@ def _take(result: Path, out: Path, listener: _Listener) -> None:
             copy_file(path, out / path.name)
 
 
-def _no_model(listener: _Listener, out: Path) -> StepFailedError:
+def _no_model(listener: _Listener, out: Path) -> EdgetuneError:
+    if any(is_out_of_space(error) for error in listener.errors):
+        hint = "free some space and run the same command again; finished steps are kept"
+        return MissingError(f"{out.parent}: the disk is full", hint)
+    if any(isinstance(error, MemoryError) for error in listener.errors):
+        hint = "close other programs, or build on a machine with more memory"
+        return MissingError("out of memory while exporting", hint)
     said = "; ".join(listener.words) or "nothing"
     # The step's folder is named after its key, and so is its log.
     log = out.parent / "logs" / f"{out.name.removeprefix('.tmp-')}.log"

@@ -99,9 +99,19 @@ def _has_last_token_head(graph: Any) -> bool:
     gather = producers.get(unsqueeze.input[0])
     if gather is None or gather.op_type != "Gather" or _attribute(gather, "axis", 0) != 1:
         return False
+    index = producers.get(gather.input[1])
+    if index is None or _constant(index) != [-1]:
+        return False
     logits = next(o for o in graph.output if o.name == "logits")
     shape: list[int] = [d.dim_value for d in logits.type.tensor_type.shape.dim]
     return shape[1] == 1
+
+
+def _constant(node: Any) -> list[int] | None:
+    from onnx import numpy_helper
+
+    value = next((a.t for a in node.attribute if a.name == "value"), None)
+    return None if value is None else numpy_helper.to_array(value).reshape(-1).tolist()
 
 
 def _embedding(graph: Any, constants: Mapping[str, Any]) -> str:

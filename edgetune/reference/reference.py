@@ -26,7 +26,7 @@ from edgetune.reference.measure import (
 )
 from edgetune.reference.own_text import SOURCE as OWN_SOURCE
 from edgetune.reference.own_text import own_items
-from edgetune.reference.render import ScoredItem, render_items, select
+from edgetune.reference.render import MOST_POSITIONS, ScoredItem, render_items, select
 from edgetune.reference.rows import RowFile
 from edgetune.reference.self_test import Reference, kl_base, write_self_test
 from edgetune.reference.tokenizer import (
@@ -123,9 +123,8 @@ def _measure_trained(
 ) -> tuple[tuple[ScoredItem, ...], RowFile, list[str | None]]:
     """The items scored, the trained model's logits on disk, and its answers."""
     seed = int(job.arguments["seed"])
-    items = select(
-        given or own_items(model, job.tokenizer, job.eos, job.context, seed, job.progress)
-    )
+    found = given or own_items(model, job.tokenizer, job.eos, job.context, seed, job.progress)
+    items = select(found, MOST_POSITIONS)
     rows = write_logits(model, items, job.out / _ROWS, "trained model", job.progress)
     return items, rows, job.answer(items, model, "trained model")
 

@@ -88,9 +88,7 @@ def text_item(identifier: str, text: str, tokenizer: Any) -> ScoredItem:
     return ScoredItem(identifier, (ids[0],), tuple(ids[1:]), "", None)
 
 
-def select(
-    items: Sequence[ScoredItem], most_positions: int = MOST_POSITIONS
-) -> tuple[ScoredItem, ...]:
+def select(items: Sequence[ScoredItem], most_positions: int) -> tuple[ScoredItem, ...]:
     """Whole items from the first on while their positions fit; a first item that alone is too
     long is cut."""
     chosen: list[ScoredItem] = []

@@ -7,7 +7,6 @@ never run. The adapter's folder is not asked: what ships is the base's tokenizer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,15 @@ _SETTINGS = (
     "max_new_tokens",
     "min_length",
 )
-# Templates that print the date would give other bytes every day.
-_TEMPLATE_DATE = date(2024, 7, 26)
+# Templates that print the date would give other bytes every day: a macro of the same name takes
+# the place of transformers' function, which no argument can.
+_DATE = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri"}
+_DATE |= {"%Y": "2024", "%y": "24", "%H": "12", "%M": "00", "%S": "00"}
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('{code}', '{value}')" for code, value in _DATE.items())
+    + " }}{%- endmacro -%}"
+)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -83,11 +89,12 @@ def render_chat(
         msg = "the base has no chat template, so `messages` cannot be rendered"
         raise UsageError(msg, "give `prompt` and `completion` as text, or a base with a template")
     try:
+        fixed = _FIXED_DATE + tokenizer.get_chat_template() if uses_date(tokenizer) else None
         text: str = tokenizer.apply_chat_template(
             [dict(turn) for turn in messages],
+            chat_template=fixed,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            strftime_now=_TEMPLATE_DATE.strftime,
         )
     except Exception as why:
         msg = f"the base's chat template refuses these turns ({why})"

@@ -8,7 +8,7 @@ from typing import Any
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import judge
-from edgetune.report.words import headline, not_measured, what_was_lost
+from edgetune.report.words import headline, not_measured, what_is_unclear, what_was_lost
 
 _MARKUP = "\\`*_{}[]|~"
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;", "#": "&#35;"}
@@ -24,9 +24,12 @@ def to_markdown(value: Mapping[str, Any] | Report) -> str:
     losses = list(what_was_lost(report, judgement))
     if losses:
         lines += ["**What was lost**", "", *(f"- {_text(loss)}" for loss in losses), ""]
+    unclear = list(what_is_unclear(report, judgement))
+    if unclear:
+        lines += ["**What could not be decided**", "", *(f"- {_text(u)}" for u in unclear), ""]
     rows = [[*row[:-1], _MARKS.get(row[-1], row[-1])] for row in table_rows(report)]
     lines += _table(COLUMNS, rows)
-    lines += ["", *_examples(report, bool(losses)), *_tokenizer(report)]
+    lines += ["", *_examples(report, bool(losses or unclear)), *_tokenizer(report)]
     missing = list(not_measured(judgement))
     if missing:
         lines += ["**Not measured**", "", *(f"- {_text(text)}" for text in missing), ""]
@@ -45,12 +48,12 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _examples(report: Report, lost: bool) -> Iterator[str]:
-    """The answers that changed most, in a fold where nothing was lost."""
+def _examples(report: Report, shown: bool) -> Iterator[str]:
+    """The answers that changed most; in a fold where nothing was lost."""
     if not report.examples:
         return
     title = f"Answers that changed ({report.fidelity.flips.get('changed', 0)}), the worst first"
-    if lost:
+    if shown:
         yield from (f"**{title}**", "")
     else:
         yield from (f"<details><summary>{title}</summary>", "")
@@ -60,7 +63,7 @@ def _examples(report: Report, lost: bool) -> Iterator[str]:
     ]
     yield from _table(("item", "expected", "reference", "package"), rows)
     yield ""
-    if not lost:
+    if not shown:
         yield from ("</details>", "")
 
 

@@ -14,8 +14,10 @@ from edgetune.report.words import (
     nats,
     not_measured,
     percent,
+    plain,
     points,
     signed,
+    what_is_unclear,
     what_was_lost,
 )
 
@@ -50,6 +52,7 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     judgement = judge(report)
     lines = [f"verdict  {headline(judgement)}"]
     lines += [f"lost     {text}" for text in what_was_lost(report, judgement)]
+    lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     lines += [f"note     {text}" for text in not_measured(judgement)]
     lines.append(f"measured {where_measured(report)}")
     return lines
@@ -79,7 +82,7 @@ def _metric_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
     for name, metric in report.task_metrics.items():
         check = judgement.of(name + DROP)
         share = name != "answer_logprob"
-        show = percent if share else lambda v: f"{v:.4f}"
+        show = percent if share else lambda v: plain(v, 4)
         differ = points if share else lambda v: signed(v, 4)
         between = bounds(differ(metric.low), differ(metric.high))
         difference = f"{differ(metric.difference)} {between}"
@@ -101,7 +104,7 @@ def _fidelity_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
     kept = "≤ " if bound else ""
     base = f"base {nats(fidelity.kl_base.value)}" if fidelity.kl_base else ""
     rows = (
-        ("retention", fidelity.retention, percent, "100 %", kept),
+        ("retention", fidelity.retention, lambda v: percent(v, 2), "100 %", kept),
         ("kl_mean", fidelity.kl_mean, nats, base, bound),
         ("kl_p99", fidelity.kl_p99, nats, "", bound),
         ("perplexity_ratio", fidelity.perplexity_ratio, lambda v: f"{v:.4f}", "1", ""),
@@ -130,7 +133,8 @@ def _fidelity_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
         if check is None or check.figure is None:
             continue
         total = report.tokenizer.cases if name == "tokenizer_parity" else fidelity.positions
-        differ = f"{check.figure.value:.0f} of {total} {'differ' if 'token' in name else 'are not'}"
+        what = "differ" if name == "tokenizer_parity" else "not finite"
+        differ = f"{check.figure.value:.0f} of {total} {what}"
         yield (label, "", differ, "", f"≤ {check.limit:g}", check.verdict)
 
 

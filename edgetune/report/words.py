@@ -24,6 +24,11 @@ def points(share: float) -> str:
     return signed(100 * share, 1)
 
 
+def plain(value: float, digits: int) -> str:
+    """`0.12`, `−0.12`."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
 def signed(value: float, digits: int) -> str:
     """`+0.12`, `−0.12`, `0.00`."""
     text = f"{value:+.{digits}f}".replace("-", "−")
@@ -32,7 +37,9 @@ def signed(value: float, digits: int) -> str:
 
 def nats(value: float) -> str:
     """A divergence, with digits that show it."""
-    return f"{value:.4f}" if value < 1 else f"{value:.2f}"
+    if value >= 1:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def megabytes(count: float) -> str:
@@ -63,12 +70,17 @@ def headline(judgement: Judgement) -> str:
 
 
 def what_was_lost(report: Report, judgement: Judgement) -> Iterator[str]:
-    """A sentence for every check that failed or could not be decided."""
+    """A sentence for every check that failed."""
     for check in judgement.checks:
-        if check.verdict in ("fail", "inconclusive") and check.figure is not None:
-            text = _sentence(report, check, check.figure)
-            mark = "" if check.verdict == "fail" else f" (inconclusive: {check.reason})"
-            yield text + mark
+        if check.verdict == "fail" and check.figure is not None:
+            yield _sentence(report, check, check.figure)
+
+
+def what_is_unclear(report: Report, judgement: Judgement) -> Iterator[str]:
+    """A sentence for every check that could not be decided, with the reason."""
+    for check in judgement.checks:
+        if check.verdict == "inconclusive" and check.figure is not None:
+            yield f"{_sentence(report, check, check.figure)} ({check.reason})"
 
 
 def not_measured(judgement: Judgement) -> Iterator[str]:

@@ -25,7 +25,6 @@ class Evaluation:
     positions: Positions
     # [N] greedy answers; null for items that are only scored
     answers: tuple[str | None, ...]
-    answer_ids: tuple[tuple[int, ...] | None, ...]
 
 
 def evaluate(
@@ -44,7 +43,6 @@ def evaluate(
     most = int(self_test.facts.get("max_new_tokens") or _DEFAULT_NEW_TOKENS)
     kls, targets, tops = [], [], []
     answers: list[str | None] = []
-    answer_ids: list[tuple[int, ...] | None] = []
     for number, item in enumerate(self_test.items):
         progress(f"item {number + 1} of {len(self_test.items)}")
         where = self_test.positions(number)
@@ -55,10 +53,9 @@ def evaluate(
         kls.append(_kl(self_test, where, found, logprobs))
         targets.append(found[np.arange(len(found)), list(item.target_ids)].astype(np.float64))
         tops.append(found.argmax(axis=1) == self_test.top_ids[where, 0])
-        answer_ids.append(None if ids is None else tuple(ids))
         answers.append(None if ids is None else decode(opened, ids))
     positions = Positions(np.concatenate(kls), np.concatenate(targets), np.concatenate(tops))
-    return Evaluation(positions, tuple(answers), tuple(answer_ids))
+    return Evaluation(positions, tuple(answers))
 
 
 def decode(opened: OpenPackage, ids: list[int]) -> str:

@@ -61,14 +61,13 @@ def kl_top_k(
     p, p_rest = top.astype(np.float64), rest.astype(np.float64)
     q = candidate.astype(np.float64)
     chosen = np.take_along_axis(q, top_ids, axis=1)
-    np.put_along_axis(q, top_ids, -np.inf, axis=1)
-    largest = q.max(axis=1, initial=-1e300)
-    with np.errstate(divide="ignore"):
-        q_rest = largest + np.log(np.exp(q - largest[:, None]).sum(axis=1))
     kl = (np.exp(p) * (p - chosen)).sum(axis=1)
-    mass = np.exp(p_rest)
-    # The remainder of a top k that is the whole vocabulary is nothing on both sides.
-    kl += np.where(mass > 0, mass * (p_rest - np.where(mass > 0, q_rest, 0.0)), 0.0)
+    # The remainder of a top k that is the whole vocabulary is rounding.
+    if top_ids.shape[1] < q.shape[1]:
+        np.put_along_axis(q, top_ids, -np.inf, axis=1)
+        largest = q.max(axis=1)
+        q_rest = largest + np.log(np.exp(q - largest[:, None]).sum(axis=1))
+        kl += np.exp(p_rest) * (p_rest - q_rest)
     bound: npt.NDArray[np.float64] = np.maximum(kl, 0.0)
     return bound
 

@@ -29,7 +29,7 @@ ROUNDS = 6
 FEWEST_ROUNDS = 3
 BLOCK_S = 0.5
 FEWEST_ANSWERS = 3
-BUDGET_S = 45.0
+BUDGET_S = 30.0
 # Loading a large model from a cold disk takes minutes; a worker that is silent for longer hangs.
 _LOAD_TIMEOUT_S = 1800.0
 _RUN_TIMEOUT_S = 1800.0
@@ -133,7 +133,7 @@ def _run_rounds(
 def plan_rounds(seconds: Sequence[float]) -> tuple[int, list[int]]:
     """(rounds, answers a block for each side) from each side's seconds for one answer.
 
-    Six rounds of blocks of half a second and three answers, when 45 s allow it; else fewer answers
+    Six rounds of blocks of half a second and three answers, when 30 s allow it; else fewer answers
     a block, down to one; else fewer rounds, down to three.
     """
     wanted = [max(FEWEST_ANSWERS, math.ceil(BLOCK_S / max(s, 1e-6))) for s in seconds]

@@ -58,7 +58,7 @@ def test_adapters_that_do_not_add_up_are_refused(
 ) -> None:
     data = Path(__file__).parents[2] / "recipes" / "data" / "demo"
     flags = [str(data / f) if f != "-a" else f for f in flags]
-    done = edgetune("build", "-m", data / "base", *flags, "-o", tmp_path / "out")
+    done = edgetune("build", "-m", data / "edgetune-demo-base", *flags, "-o", tmp_path / "out")
     assert done.returncode == 4
     assert sentence in done.stderr
 
@@ -66,7 +66,7 @@ def test_adapters_that_do_not_add_up_are_refused(
 def test_flags_alone_are_enough_without_data(tmp_path: Path) -> None:
     data = Path(__file__).parents[2] / "recipes" / "data" / "demo"
     done = edgetune(
-        *("build", "-m", data / "base", "-a", data / "triage-lora", "-d", "generic-x86-64"),
+        *("build", "-m", data / "edgetune-demo-base", "-a", data / "triage-lora", "-d", "generic-x86-64"),
         *("-o", tmp_path / "out", "--json"),
     )
     assert done.returncode == 0, done.stderr

@@ -48,13 +48,13 @@ def test_untouched_tensors_are_copied_and_touched_ones_are_float32(
 
 
 def test_config_and_side_files(tiny_llama: Path, tmp_path: Path) -> None:
-    (tiny_llama / "modeling_evil.py").write_text("raise SystemExit")
-    (tiny_llama / "pytorch_model.bin").write_bytes(b"pickle")
+    base = tmp_path / "base"
+    copy_folder(tiny_llama, base)
+    (base / "modeling_evil.py").write_text("raise SystemExit")
+    (base / "pytorch_model.bin").write_bytes(b"pickle")
     adapter = make_adapter(tiny_llama, folder=tmp_path / "adapter")
     out = tmp_path / "out"
-    merge(out, tiny_llama, [adapter])
-    (tiny_llama / "modeling_evil.py").unlink()
-    (tiny_llama / "pytorch_model.bin").unlink()
+    merge(out, base, [adapter])
     assert sorted(tree(out)) == sorted(
         [WEIGHTS, "config.json", "generation_config.json", "tokenizer.json",
          "tokenizer_config.json", "chat_template.jinja"]
@@ -176,6 +176,40 @@ def test_embeddings_saved_beside_the_adapter_replace_the_base_s(
     assert difference <= 1e-5 * max(1, largest)
 
 
+def test_buffers_of_old_checkpoints_are_no_hindrance(tiny_llama: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    copy_folder(tiny_llama, base)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_tensors(base / WEIGHTS, lambda t: {**t, name: torch.ones(8)})
+    adapter = make_adapter(tiny_llama, folder=tmp_path / "adapter")
+    merge(tmp_path / "out", base, [adapter])
+    assert parity(tmp_path / "out", base, [adapter])[0] < 4e-5
+
+
+def test_all_linear_as_a_word(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tiny_llama, folder=tmp_path / "a", target_modules="all-linear")
+    merge(tmp_path / "one", tiny_llama, [adapter])
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert config["target_modules"] != "all-linear"
+    file.write_text(json.dumps({**config, "target_modules": "all-linear"}))
+    merge(tmp_path / "other", tiny_llama, [adapter])
+    assert tree(tmp_path / "one") == tree(tmp_path / "other")
+
+
+def test_warnings_are_facts(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tiny_llama, folder=tmp_path / "adapter")
+    assert merge(tmp_path / "one", tiny_llama, [adapter])["warnings"] == []
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config |= {"base_model_name_or_path": "some/other", "from_the_future": 3}
+    file.write_text(json.dumps(config))
+    name, unknown = merge(tmp_path / "other", tiny_llama, [adapter])["warnings"]
+    assert "trained over 'some/other'" in name
+    assert unknown.endswith("ignored: from_the_future")
+    assert parity(tmp_path / "other", tiny_llama, [adapter])[0] < 4e-5
+
+
 def test_shards_above_the_limit(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +239,7 @@ def test_blocks_of_rows_change_nothing(
     targets = ["embed_tokens", "lm_head", "q_proj", "down_proj"]
     adapter = make_adapter(tiny_llama, kind, folder=tmp_path / "a", target_modules=targets)
     merge(tmp_path / "whole", tiny_llama, [adapter], trained_as=NF4_DOUBLE)
-    monkeypatch.setattr(layer_module, "BLOCK_BYTES", 5 * 4 * 64)  # five rows of 64
+    monkeypatch.setattr(tensors_module, "BLOCK_BYTES", 5 * 4 * 64)  # five rows of 64
     merge(tmp_path / "blocks", tiny_llama, [adapter], trained_as=NF4_DOUBLE)
     whole, blocks = (load_file(tmp_path / n / WEIGHTS) for n in ("whole", "blocks"))
     for name in whole:

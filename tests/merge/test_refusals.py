@@ -308,6 +308,24 @@ def test_broken_four_bit_statistics(
     assert_refused(words, tmp_path, base, [])
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("blocksize", 0), ("blocksize", 48), ("quant_type", "nf5"), ("nested_dtype", "bfloat16"),
+     ("nested_blocksize", 0), ("nested_blocksize", "x"), ("dtype", "nothing"), ("shape", None)],
+)  # fmt: skip
+def test_unsound_four_bit_state(field: str, value: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    base = build_four_bit(tiny_llama, tmp_path / "base", "nf4", True)
+    name = "model.layers.0.self_attn.k_proj.weight.quant_state.bitsandbytes__nf4"
+
+    def change(found: dict[str, Any]) -> dict[str, Any]:
+        state = json.loads(bytes(found[name].tolist())) | {field: value}
+        packed = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        return {**found, name: packed}
+
+    edit_tensors(base / WEIGHTS, change)
+    assert_refused("quantization state" if field != "dtype" else "broken", tmp_path, base, [])
+
+
 def test_short_four_bit_statistics(tiny_llama: Path, tmp_path: Path) -> None:
     # bitsandbytes' kernel would read memory that is not its own
     base = build_four_bit(tiny_llama, tmp_path / "base", "nf4", False)

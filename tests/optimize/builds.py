@@ -4,6 +4,8 @@ leaves handlers and variables behind in the process that does.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,12 +63,19 @@ def _spoiled(name: str | None) -> Any:
         msg = "this builder takes no such option"
         raise ValueError(msg)
 
+    def fill_disk(*rest: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill_memory(*rest: Any) -> None:
+        raise MemoryError
+
     def forget_data(*rest: Any) -> None:
         build(*rest)
         (rest[1] / "model.onnx.data").unlink()
 
     build = olive._build
-    faults = {f.__name__: f for f in (write_nothing, fail, refuse, forget_data)}
+    made = (write_nothing, fail, refuse, fill_disk, fill_memory, forget_data)
+    faults = {f.__name__: f for f in made}
     return mock.patch.object(olive, "_build", faults[name]) if name else nullcontext()
 
 

@@ -15,6 +15,7 @@ from edgetune.optimize.genai_folder import (
     complete_folder,
     not_carried,
     settle_generation,
+    tokenizer_end_token,
 )
 
 CONFIG = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
@@ -48,18 +49,40 @@ def write(folder: Path, name: str, value: Any) -> None:
     (folder / name).write_bytes(text.encode())
 
 
-def test_end_tokens_are_the_checkpoints_and_not_the_builders() -> None:
+def test_end_tokens_are_the_checkpoints_and_the_tokenizers_own() -> None:
     genai = built()
-    changed = settle_generation(genai, CONFIG, {"eos_token_id": [2, 9]})
+    changed = settle_generation(genai, CONFIG, {"eos_token_id": [2, 9]}, 9)
     assert genai["model"]["eos_token_id"] == [2, 9]
     assert changed["eos_token_id"] == [[7, 2], [2, 9]]
-    settle_generation(genai, CONFIG, {})
+    settle_generation(genai, CONFIG, {}, 7)
+    assert genai["model"]["eos_token_id"] == [2, 7]
+    settle_generation(genai, CONFIG, {}, None)
     assert genai["model"]["eos_token_id"] == 2
+
+
+def test_an_order_of_end_tokens_is_no_change() -> None:
+    assert "eos_token_id" not in settle_generation(built(), CONFIG, {}, 7)
+
+
+@pytest.mark.parametrize("named", ["</s>", {"content": "</s>", "lstrip": False}])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"added_tokens": [{"id": 5, "content": "</s>"}], "model": {"vocab": {"</s>": 4}}},
+        {"model": {"vocab": {"</s>": 5}}},
+    ],
+)
+def test_the_tokenizers_own_end_token(tmp_path: Path, named: Any, tokenizer: Any) -> None:
+    write(tmp_path, "tokenizer_config.json", {"eos_token": named})
+    write(tmp_path, "tokenizer.json", tokenizer)
+    assert tokenizer_end_token(tmp_path) == 5
+    write(tmp_path, "tokenizer_config.json", {"eos_token": None})
+    assert tokenizer_end_token(tmp_path) is None
 
 
 def test_a_token_that_is_stated_nowhere_stays_the_tokenizers() -> None:
     genai = built()
-    settle_generation(genai, {}, {})
+    settle_generation(genai, {}, {}, 7)
     assert genai["model"]["eos_token_id"] == [7, 2]
     assert genai["model"]["pad_token_id"] == 2
 
@@ -67,7 +90,7 @@ def test_a_token_that_is_stated_nowhere_stays_the_tokenizers() -> None:
 def test_settings_are_stated_ones_then_transformers_defaults() -> None:
     genai = built()
     stated = {"do_sample": True, "temperature": 0.6, "repetition_penalty": 1.1, "top_k": None}
-    changed = settle_generation(genai, CONFIG, stated)
+    changed = settle_generation(genai, CONFIG, stated, None)
     search = genai["search"]
     assert (search["do_sample"], search["temperature"], search["top_k"]) == (True, 0.6, 50)
     # The builder does not read it from generation_config.json at all.
@@ -79,18 +102,18 @@ def test_settings_are_stated_ones_then_transformers_defaults() -> None:
 def test_settings_in_config_json_count_only_without_generation_config() -> None:
     old = {**CONFIG, "do_sample": True}
     genai = built()
-    settle_generation(genai, old, {})
+    settle_generation(genai, old, {}, None)
     assert genai["search"]["do_sample"] is True
-    settle_generation(genai, old, {"temperature": 0.7})
+    settle_generation(genai, old, {"temperature": 0.7}, None)
     assert genai["search"]["do_sample"] is False
 
 
 @pytest.mark.parametrize(("stated", "length"), [({}, 256), ({"max_length": 100}, 100)])
 def test_length(stated: dict[str, Any], length: int) -> None:
     genai = built()
-    settle_generation(genai, CONFIG, stated)
+    settle_generation(genai, CONFIG, stated, None)
     assert genai["search"]["max_length"] == length
-    settle_generation(genai, CONFIG, {"max_length": 10**6})
+    settle_generation(genai, CONFIG, {"max_length": 10**6}, None)
     assert genai["search"]["max_length"] == 256
 
 
@@ -131,8 +154,8 @@ def test_a_folder_is_completed(tmp_path: Path) -> None:
     write(folder, "model.onnx", "")
     facts = complete_folder(folder, checkpoint)
     assert facts["generation_not_carried"] == ["min_p"]
-    assert facts["generation_set"]["eos_token_id"] == [[7, 2], [2]]
-    assert read_json(folder / "genai_config.json")["model"]["eos_token_id"] == [2]
+    assert facts["generation_set"]["eos_token_id"] == [[7, 2], 2]
+    assert read_json(folder / "genai_config.json")["model"]["eos_token_id"] == 2
     assert read_json(folder / "tokenizer_config.json") == {"eos_token": "x"}
     wanted = (checkpoint / "chat_template.jinja").read_bytes()
     assert (folder / "chat_template.jinja").read_bytes() == wanted

@@ -24,6 +24,7 @@ def write_graph(
     accuracy_level: int | None = 4,
     zero_points: bool = False,
     last_token: bool = True,
+    index: int = -1,
     float_middle: bool = False,
     quantized_head: bool = True,
     location: str = "model.onnx.data",
@@ -31,7 +32,7 @@ def write_graph(
 ) -> Path:
     """A graph with the parts of a decoder that the read-back looks at: embedding, one product,
     the choice of the last position, head."""
-    from onnx import ModelProto, TensorProto, helper
+    from onnx import ModelProto, TensorProto, helper, numpy_helper
 
     width, words = 64, 10
     data: list[TensorProto] = []
@@ -72,7 +73,10 @@ def write_graph(
     last = "h"
     if last_token:
         nodes += [
-            helper.make_node("Gather", ["h", "minus_one"], ["g"], axis=1),
+            helper.make_node(
+                "Constant", [], ["index"], value=numpy_helper.from_array(np.array(index))
+            ),
+            helper.make_node("Gather", ["h", "index"], ["g"], axis=1),
             helper.make_node("Unsqueeze", ["g", "one"], ["u"]),
         ]
         last = "u"
@@ -121,6 +125,7 @@ def test_a_float_graph_as_asked_for(tmp_path: Path) -> None:
         ({"accuracy_level": None}, "accuracy_level is 0, wanted 4"),
         ({"zero_points": True}, "symmetric is False, wanted True"),
         ({"last_token": False}, "last_token_head is False, wanted True"),
+        ({"index": 0}, "last_token_head is False, wanted True"),
         ({"float_middle": True}, "float_matmuls is 1, wanted 0"),
         ({"quantized_head": False}, "float_matmuls is 1, wanted 0"),
         ({"float_middle": True, "quantized_head": False}, "weight_bits is None, wanted 8"),

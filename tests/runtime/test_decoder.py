@@ -13,6 +13,7 @@ import pytest
 from edgetune.errors import UsageError
 from edgetune.runtime.decoder import generate, log_softmax, score, score_and_answer, start
 from edgetune.runtime.session import OpenPackage
+from tests.tiny_package import END
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_score_and_answer_is_score_and_generate(
         prompt = item["prompt_ids"]
         answer = list(generate(opened, prompt, 12))
         # Targets that follow the answer in part, wholly, not at all, and past its end.
-        for target in (item["target_ids"], answer or [5], [*answer[:2], 9, 9], [*answer, 4]):
+        for target in (item["target_ids"], answer or [5], [*answer[:2], 9, 9], [*answer, END]):
             found, ids = score_and_answer(opened, prompt, target, 12)
             assert ids == answer
             assert np.array_equal(found, score(opened, prompt, target))

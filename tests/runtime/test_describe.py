@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from edgetune.errors import InputRefusedError, UsageError
+from edgetune.runtime import chat as chat_module
 from edgetune.runtime import placement as placement_module
 from edgetune.runtime.chat import Chat, open_chat
-from edgetune.runtime.decoder import generate
 from edgetune.runtime.describe import describe_package, graph_bytes, is_package, package_bytes
 from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage
+from tests.tiny import VOCABULARY
 from tests.tiny_package import VARIANT, copy_of
 
 
@@ -48,26 +49,36 @@ def test_an_unknown_placement_is_null_with_a_reason(
     assert placement(opened)["reason"] == "ONNX Runtime named no node"
 
 
-def test_a_chat_streams_the_greedy_answer(opened: OpenPackage) -> None:
+def test_a_chat_streams_whole_characters(
+    opened: OpenPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "the 汉字 answer 😀"
+    given: list[Any] = []
+
+    def answer(*arguments: Any) -> Any:
+        given.extend(arguments)
+        return iter([int(token) for token in opened.tokenizer.encode(text)])
+
+    monkeypatch.setattr(chat_module, "generate", answer)
+    pieces = list(Chat(opened).stream("hi", 10))
+    assert "".join(pieces) == text
+    assert "汉" in pieces
+    assert given == [opened, Chat(opened).prompt_ids("hi"), 10]
+
+
+def test_a_prompt_goes_through_the_chat_template(opened: OpenPackage) -> None:
     chat = Chat(opened)
-    assert len(chat.prompt_ids("hi")) > len(chat.prompt_ids("hi", raw=True))
-    compared = 0
-    for text in ("hi", "one", "two", "three", "four", "five", "six", "seven"):
-        answer = list(generate(opened, chat.prompt_ids(text), 3))
-        whole = opened.tokenizer.decode(answer)
-        # A random model ends in the middle of a character now and then.
-        if "\ufffd" not in whole:
-            compared += 1
-            assert "".join(chat.stream(text, 3)).strip() == whole.strip()
-    assert compared
+    raw = [int(token) for token in opened.tokenizer.encode("hi")]
+    assert chat.prompt_ids("hi", raw=True) == raw
+    rendered = [int(token) for token in opened.tokenizer.encode("<|user|>hi<|end|><|assistant|>")]
+    assert chat.prompt_ids("hi") == rendered
+    assert sum(len(piece) for piece in chat.stream("hi", 5)) <= 5
 
 
 @pytest.mark.parametrize(
     ("text", "message"), [("  ", "is empty"), ("a\0b", "NUL"), ("\udcff", "not UTF-8")]
 )
-def test_a_prompt_that_is_no_text_is_refused(
-    opened: OpenPackage, text: str, message: str
-) -> None:
+def test_a_prompt_that_is_no_text_is_refused(opened: OpenPackage, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Chat(opened).prompt_ids(text)
 
@@ -81,7 +92,7 @@ def test_a_package_is_described_without_opening_it(package: Path) -> None:
     found = describe_package(package)
     assert (found["kind"], found["name"], found["problems"]) == ("package", "tiny", [])
     assert found["variants"][0]["name"] == VARIANT
-    assert found["variants"][0]["vocabulary_size"] == 1024
+    assert found["variants"][0]["vocabulary_size"] == VOCABULARY
     assert [d["name"] for d in found["devices"]] == ["generic-x86-64", "this-machine"]
     assert found["provenance"]["base"] == "base"
     assert found["self_test"]["items"] == 6

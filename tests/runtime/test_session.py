@@ -11,14 +11,15 @@ from edgetune.errors import InputRefusedError, MissingError, UsageError
 from edgetune.host import usable_cores
 from edgetune.runtime import session
 from edgetune.runtime.session import OpenPackage, open_package
-from tests.tiny_package import VARIANT, copy_of, sign
+from tests.tiny import VOCABULARY
+from tests.tiny_package import END, VARIANT, copy_of, sign
 
 
 def test_a_package_opens_with_the_threads_asked_for(opened: OpenPackage) -> None:
     assert (opened.variant.name, opened.threads) == (VARIANT, 1)
     assert opened.provider == "CPUExecutionProvider"
-    assert (opened.vocabulary_size, opened.context_length) == (1024, 256)
-    assert opened.eos_token_ids == (4,)
+    assert (opened.vocabulary_size, opened.context_length) == (VOCABULARY, 256)
+    assert opened.eos_token_ids == (END,)
     assert opened.load_s > 0
     assert opened.manifest.digest is not None
 

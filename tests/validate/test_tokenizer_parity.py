@@ -1,0 +1,133 @@
+"""A tokenizer that differs in one newline fails; one that does the same passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgetune.errors import InputRefusedError
+from edgetune.runtime.session import OpenPackage
+from edgetune.validate.self_test import load_self_test
+from edgetune.validate.tokenizer_parity import tokenizer_parity
+from tests.validate.fakes import make_item, make_self_test
+
+CHAT = [{"role": "user", "content": "hi"}]
+CASES: Mapping[str, Any] = {
+    "encode": [{"text": "ab", "ids": [97, 98]}],
+    "decode": [{"ids": [97, 98], "text": "ab"}],
+    "template": [{"messages": CHAT, "add_generation_prompt": True, "text": "user: hi\n"}],
+}
+
+
+class FakeTokenizer:
+    """Tokens are code points."""
+
+    template = "user: hi\n"
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text.split("\0")[0]]
+
+    def decode(self, ids: Any) -> str:
+        return "".join(chr(n) for n in ids)
+
+    def apply_chat_template(self, messages: str, add_generation_prompt: bool) -> str:
+        assert json.loads(messages) == CHAT
+        return self.template
+
+
+def _opened(search: Mapping[str, Any] | None = None, **model: Any) -> Any:
+    config = {"model": {"eos_token_id": 4, **model}, "search": search or {}}
+    eos = config["model"]["eos_token_id"]
+    ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    return SimpleNamespace(tokenizer=FakeTokenizer(), config=config, eos_token_ids=ids)
+
+
+def _self_test(cases: Mapping[str, Any] = CASES, **facts: Any) -> Any:
+    items = [make_item(1, "a", "a", prompt_text="xy", prompt_ids=(120, 121))]
+    facts = {"eos_token_ids": [4], "generation": {}, **facts}
+    return replace(make_self_test(items, **facts), tokenizer_cases=cases)
+
+
+def _kinds(opened: Any, self_test: Any) -> list[str]:
+    return [row["kind"] for row in tokenizer_parity(opened, self_test)["differences"]]
+
+
+def test_the_same_tokenizer_has_no_differences() -> None:
+    found = tokenizer_parity(_opened(), _self_test())
+    assert found["mismatches"] == found["skipped"] == 0
+    # Three cases, a prompt, the end tokens, nine generation settings.
+    assert found["cases"] == 14
+
+
+def test_the_packed_tokenizer_is_the_trained_models(opened: OpenPackage) -> None:
+    self_test = load_self_test(opened.manifest.path / "self_test")
+    found = tokenizer_parity(opened, self_test)
+    assert found["differences"] == []
+    assert found["mismatches"] == 0
+    assert found["skipped"] == 1
+    assert found["cases"] > 20
+
+
+def test_one_newline_in_the_template_is_a_difference() -> None:
+    opened = _opened()
+    opened.tokenizer.template = "user: hi\n\n"
+    found = tokenizer_parity(opened, _self_test())
+    assert found["mismatches"] == 1
+    assert found["differences"][0]["kind"] == "template"
+    assert found["differences"][0]["expected"] == "ser: hi\n"
+    assert found["differences"][0]["found"] == "ser: hi\n\n"
+
+
+@pytest.mark.parametrize(
+    ("cases", "kind"),
+    [
+        ({"encode": [{"text": "ab", "ids": [97, 99]}]}, "encode"),
+        ({"decode": [{"ids": [97], "text": "b"}]}, "decode"),
+    ],
+)
+def test_every_kind_of_case_can_differ(cases: Mapping[str, Any], kind: str) -> None:
+    assert _kinds(_opened(), _self_test(cases)) == [kind]
+
+
+def test_end_tokens_and_generation_settings_can_differ() -> None:
+    assert _kinds(_opened(eos_token_id=[4, 5]), _self_test()) == ["eos_token_ids"]
+    assert _kinds(_opened(eos_token_id=[5, 4]), _self_test(eos_token_ids=[4, 5])) == []
+    wanted = _self_test(generation={"temperature": 0.6, "do_sample": True})
+    assert _kinds(_opened(), wanted) == ["generation", "generation"]
+    assert _kinds(_opened({"temperature": 0.6, "do_sample": True}), wanted) == []
+
+
+def test_a_prompt_of_the_task_can_differ_and_may_begin_with_a_hidden_token() -> None:
+    items = [make_item(1, "a", "a", prompt_text="xy", prompt_ids=(0, 120, 121))]
+    hidden = replace(_self_test(), items=tuple(items))
+    assert _kinds(_opened(), hidden) == []
+    items = [make_item(1, "a", "a", prompt_text="xy", prompt_ids=(0, 120, 122))]
+    assert _kinds(_opened(), replace(_self_test(), items=tuple(items))) == ["prompt"]
+
+
+def test_a_nul_and_a_template_with_todays_date_are_skipped() -> None:
+    cases = {"encode": [{"text": "a\0b", "ids": [97, 0, 98]}]}
+    found = tokenizer_parity(_opened(), _self_test(cases))
+    assert (found["mismatches"], found["skipped"]) == (0, 1)
+    opened = _opened()
+    opened.tokenizer.template = "today"
+    found = tokenizer_parity(opened, _self_test({**CASES, "template_uses_date": True}))
+    assert (found["mismatches"], found["skipped"]) == (0, 1)
+
+
+def test_many_differences_are_counted_and_fifty_are_listed() -> None:
+    cases = {"encode": [{"text": "a" * 300, "ids": [1]}] * 60}
+    found = tokenizer_parity(_opened(), _self_test(cases))
+    assert (found["mismatches"], len(found["differences"])) == (60, 50)
+    assert len(found["differences"][0]["found"]) == 40
+
+
+@pytest.mark.parametrize("cases", [{"encode": [{"text": "a"}]}, {"decode": 3}, {"template": [1]}])
+def test_cases_of_another_form_are_refused(cases: Mapping[str, Any]) -> None:
+    with pytest.raises(InputRefusedError, match="not of the agreed form"):
+        tokenizer_parity(_opened(), _self_test(cases))
