@@ -166,7 +166,10 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
     pairs = list(zip(plans, before, strict=True))
     if "package" not in reached:
         return [Build(plan.identifier, done, variant=plan.variant) for plan, done in pairs]
-    step = package_step(plans, out)
+    facts: dict[str, Any] = {}
+    for result in shared:
+        facts.update(result.facts)
+    step = package_step(plans, out, facts)
     # One build at a time may put a package in place and validate it there.
     with locked(store / "locks" / f"recipe-{plans[0].recipe.name}"):
         package = run_step(step, store)
@@ -176,7 +179,7 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
                 for p, done in pairs
             ]
         host = probe_host()
-        return [_validate(plan, step, (*done, package), out, host) for plan, done in pairs]
+        return [_validate(plan, step, (*done, package), out, host, facts) for plan, done in pairs]
 
 
 def _graph_of(plan: Plan, graphs: Mapping[str, StepResult]) -> tuple[StepResult, ...]:
@@ -184,13 +187,14 @@ def _graph_of(plan: Plan, graphs: Mapping[str, StepResult]) -> tuple[StepResult,
 
 
 def _validate(
-    plan: Plan, package: Step, before: tuple[StepResult, ...], out: Path, host: Host
+    plan: Plan,
+    package: Step,
+    before: tuple[StepResult, ...],
+    out: Path,
+    host: Host,
+    facts: Mapping[str, Any],
 ) -> Build:
     """Validate a package on this host and put the report beside it."""
-    facts: dict[str, Any] = {}
-    for result in before:
-        if result.name in ("merge", "reference"):
-            facts.update(result.facts)
     step = validate_step(plan, package, out, host, facts)
     result = run_step(step, out / "steps", reuse=_passed)
     report, verdict = publish_report(

@@ -32,6 +32,10 @@ _OPTIMIZE_TOOLS = (
 )
 _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
 SEED = 0
+_MERGE_FACTS = (
+    *("parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit"),
+    *("tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs"),
+)
 
 
 @cache
@@ -122,8 +126,11 @@ def optimize_step(plan: Plan, store: Path) -> Step:
     )
 
 
-def package_step(plans: Sequence[Plan], out: Path) -> Step:
-    """Graphs and reference → the package of a recipe, for all its devices."""
+def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | None = None) -> Step:
+    """Graphs and reference → the package of a recipe, for all its devices.
+
+    `facts`: what merge and reference found; the package carries the merge's proof.
+    """
     store = out / "steps"
     first = plans[0]
     recipe = first.recipe
@@ -156,6 +163,7 @@ def package_step(plans: Sequence[Plan], out: Path) -> Step:
             "checkpoint": str(path_of(store, merge)),
             "base_checkpoint": str(first.inputs.base.path),
             "lock": lock,
+            "merge": {key: facts.get(key) for key in _MERGE_FACTS} if facts else None,
             **limits,
         },
         inputs={

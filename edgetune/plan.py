@@ -13,10 +13,11 @@ from edgetune.checkpoint.adapter import Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.device import Device, is_here
-from edgetune.errors import ENVIRONMENT, EdgetuneError, PlanError, Problem
+from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
 from edgetune.host import Host
+from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
-from edgetune.providers import find_provider
+from edgetune.providers import check_kernels, find_provider
 from edgetune.recipe import Recipe
 
 # What the runtime holds besides the graph: code, arena, key-value cache of a short context.
@@ -118,10 +119,10 @@ def make_plan(
         raise PlanError(found) from why
     estimates = estimate(inputs, scheme, group_size)
     found.extend(_room_problems(device, estimates, free_disk_bytes))
-    if provider not in scheme.providers:
-        message = f"scheme {scheme.name} has no kernels on {provider}"
-        hint = f"devices/{device.name}.yaml puts that provider first; choose another scheme"
-        found.append(Problem(message, hint))
+    try:
+        check_kernels(provider, scheme.name, scheme.precision)
+    except EdgetuneError as why:
+        found.append(Problem(why.message, why.hint, why.exit_code))
     if found:
         raise PlanError(found)
     here = is_here(device, host)
@@ -161,6 +162,8 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
+    if reason := export_problem(base.config):
+        yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]
     yield from merge_problems(base, weighted, trained_as, recipe.onto)

@@ -69,6 +69,8 @@ _CHILD_ENVIRONMENT = {
     "OLIVE_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONIOENCODING": "utf-8",
+    # OpenMP threads that wait without sleeping slow each other many times on a busy machine.
+    "GOMP_SPINCOUNT": "10000",
 }
 
 
@@ -301,8 +303,10 @@ def run_child(
                 child.wait()
                 raise
     if "error" in last:
-        error = last["error"]
-        raise error_from_code(error["exit_code"], error["message"], error["hint"])
+        code, message, hint = (last["error"][key] for key in ("exit_code", "message", "hint"))
+        if code == STEP_FAILED:
+            hint = f"{hint}; the log is {log}" if hint else f"the log is {log}"
+        raise error_from_code(code, message, hint)
     if "result" not in last or code != 0:
         raise _crash(function, code, log)
     return last["result"], last["peak_rss_mb"]
@@ -331,7 +335,7 @@ def _crash(function: str, code: int, log: Path) -> EdgetuneError:
 def _child_main(job_file: Path) -> int:
     """The child's side of `run_child`."""
     job = json.loads(job_file.read_text(encoding="utf-8"))
-    _die_with_parent()
+    die_with_parent()
     os.umask(0o022)
     events = os.fdopen(job["events"], "w", encoding="utf-8")
 
@@ -357,7 +361,7 @@ def _child_main(job_file: Path) -> int:
     except BaseException as why:
         traceback.print_exc()
         code, message = STEP_FAILED, f"{module}: {type(why).__name__}: {why}"
-        hint = "the step's log has the details"
+        hint = ""
         if is_out_of_space(why):
             code, message = ENVIRONMENT, f"{job['out']}: the disk is full"
             hint = "free some space and run the same command again; finished steps are kept"
@@ -368,7 +372,7 @@ def _child_main(job_file: Path) -> int:
     return code
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the system to end this process with its parent (Linux), so that kill -9 of a build
     leaves no step running on alone."""
     with suppress(OSError, AttributeError):

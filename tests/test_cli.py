@@ -94,6 +94,7 @@ CASES = [
     (["build", "demo", "-a", "nowhere"], 4, "nowhere: no such adapter folder"),
     (["build", "demo", "--allow-pickle"], 4, "confined child is not built yet"),
     (["validate", "nowhere"], 4, "nowhere: no such folder"),
+    (["validate", "x", "-o", "x/report.json"], 2, "inside the package"),
     (["run", "nowhere", "hello"], 4, "nowhere: no such folder"),
     (["inspect", "nowhere"], 4, "nowhere: no such file or folder"),
     (["devices", "show", "rpi"], 2, "no device is called 'rpi'"),

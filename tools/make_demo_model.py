@@ -65,8 +65,6 @@ PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# About one or two weights in a group of 256 start this large (the others at 0.02).
-OUTLIERS, OUTLIER_SIZE = 0.006, 0.4
 # Natural logarithm's standard deviation of the channels' scales; see `give_outlier_channels`.
 CHANNEL_SPREAD = 0.85
 Report = dict[str, dict[str, Any]]
@@ -76,8 +74,8 @@ Report = dict[str, dict[str, Any]]
 class Effort:
     """How long each part is trained and how many items it is examined on."""
 
-    base_steps: int = 2200
-    adapter_steps: int = 320
+    base_steps: int = 2000
+    adapter_steps: int = 420
     batch: int = 32
     evaluation: int = 240
     calibration: int = 64
@@ -138,7 +136,7 @@ def recipes() -> tuple[Recipe, ...]:
                 rank_pattern={"gate_up_proj": 6},
                 **common,
             ),
-            learning_rate=1.5e-3,
+            learning_rate=3e-3,
         ),
         Recipe(cafe, None, learning_rate=3e-4),
     )
@@ -255,19 +253,6 @@ def seeded(name: str) -> random.Random:
     return random.Random(f"{SEED} {name}")
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def spread(model: Phi3ForCausalLM) -> None:
-    """Start with a few large weights among the many small ones.
-
-    Grown models have such outliers, which make coarse quantization groups costly; a few minutes of
-    training from a plain normal start would leave the weights too even to show it.
-    """
-    for layer in model.model.layers.modules():
-        if isinstance(layer, nn.Linear):
-            large = torch.rand_like(layer.weight) < OUTLIERS
-            layer.weight += large * torch.randn_like(layer.weight) * OUTLIER_SIZE
-
-
 def make_base(folder: Path, effort: Effort) -> None:
     """Train the tokenizer and the base model and ship them as a Hugging Face folder."""
     rng = seeded("base")
@@ -291,7 +276,6 @@ def make_base(folder: Path, effort: Effort) -> None:
         pad_token_id=PAD,
     )
     model = Phi3ForCausalLM(config)
-    spread(model)
 
     def draw() -> Row:
         turns = [base_chat(rng) for _ in range(rng.choice((1, 1, 2, 3)))]

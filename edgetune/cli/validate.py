@@ -22,10 +22,14 @@ def validate(
     """
     del debug  # read by __main__
     from edgetune.console import print_json, print_note, print_result, print_table
+    from edgetune.errors import UsageError
     from edgetune.files import dump_json, write_text
     from edgetune.report.terminal import COLUMNS, summary_lines, table_rows
     from edgetune.validate.package import exit_code_of, validate_package
 
+    if out is not None and out.resolve().is_relative_to(package.resolve()):
+        msg = f"{out}: inside the package, which a validation must leave as it is"
+        raise UsageError(msg, "name a file elsewhere with -o")
     report = validate_package(package, device)
     if out is not None:
         write_text(out, dump_json(report))

@@ -36,7 +36,7 @@ class Scheme:
     @property
     def providers(self) -> tuple[str, ...]:
         """Names of the execution providers with kernels, in ONNX Runtime's spelling."""
-        return tuple(name for name, row in PROVIDERS.items() if self.name in row.SCHEMES)
+        return tuple(name for name, row in PROVIDERS.items() if self.precision in row.PRECISIONS)
 
     def bits_per_weight(self, group_size: int | None = None) -> float:
         """Stored bits a quantized weight, its share of the scale included."""

@@ -21,7 +21,7 @@ def make_workflow(scheme: Scheme, group_size: int | None, provider: str) -> dict
     Raises UsageError when the provider has no kernels for the scheme, or the scheme does not take
     the group size.
     """
-    check_kernels(provider, scheme.name)
+    check_kernels(provider, scheme.name, scheme.precision)
     group = check_group_size(scheme, group_size)
     accelerator = {
         "device": find_provider(provider).DEVICE_KIND,

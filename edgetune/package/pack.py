@@ -33,10 +33,11 @@ _STORE_FILES = ("step.json",)
 def package_step(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Write the package into `out` as design.md §5 lists it; `reports/` comes later.
+    """Write the package into `out`; `reports/` comes later, from the validation.
 
     arguments: name, variants, devices, reference, checkpoint, base_checkpoint, lock, tolerances,
-    budgets, require_on_device. Facts: package_digest (SHA-256 of SHA256SUMS), package_bytes,
+    budgets, require_on_device, merge (parity and tensor counts, or null).
+    Facts: package_digest (SHA-256 of SHA256SUMS), package_bytes,
     graph_bytes {variant: bytes}. Raises InputRefusedError or StepFailedError when what was written
     does not open again.
     """
@@ -79,6 +80,7 @@ def make_limits(arguments: Mapping[str, Any], graph_bytes: Mapping[str, int]) ->
         "require_on_device": arguments["require_on_device"],
         "base_bytes": read_checkpoint(Path(arguments["base_checkpoint"])).weight_bytes,
         "graph_bytes": dict(sorted(graph_bytes.items())),
+        "merge": arguments.get("merge"),
     }
 
 

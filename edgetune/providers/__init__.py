@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from typing import Protocol
+import pkgutil
+from importlib import import_module
+from typing import Protocol, cast
 
 from edgetune.errors import UsageError
-from edgetune.providers import cpu
 
 
 class Provider(Protocol):
@@ -30,14 +31,13 @@ class Provider(Protocol):
 
     @property
     def PRECISIONS(self) -> tuple[str, ...]:
-        """The builder's precisions that have kernels."""
-
-    @property
-    def SCHEMES(self) -> tuple[str, ...]:
-        """The schemes that have kernels."""
+        """The builder's precisions that have kernels; a scheme of another one is refused."""
 
 
-PROVIDERS: dict[str, Provider] = {cpu.EXECUTION_PROVIDER: cpu}
+_FILES = sorted(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__))
+PROVIDERS: dict[str, Provider] = {
+    row.EXECUTION_PROVIDER: row for row in (cast(Provider, import_module(f)) for f in _FILES)
+}
 
 
 def find_provider(name: str) -> Provider:
@@ -52,9 +52,9 @@ def find_provider(name: str) -> Provider:
     raise UsageError(msg, meant)
 
 
-def check_kernels(provider: str, scheme: str) -> None:
-    """Raise UsageError when the provider has no kernels for the scheme."""
+def check_kernels(provider: str, scheme: str, precision: str) -> None:
+    """Raise UsageError when the provider has no kernels for the precision of a scheme."""
     row = find_provider(provider)
-    if scheme not in row.SCHEMES:
-        msg = f"{provider} has no kernels for the scheme {scheme}"
-        raise UsageError(msg, f"choose one of {', '.join(row.SCHEMES)}")
+    if precision not in row.PRECISIONS:
+        msg = f"{provider} has no kernels for the scheme {scheme} ({precision})"
+        raise UsageError(msg, f"it runs {', '.join(row.PRECISIONS)}; choose another scheme")

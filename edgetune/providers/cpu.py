@@ -11,4 +11,3 @@ BUILDER_NAME: Final = "cpu"
 # onnxruntime-genai's builder also takes fp16 and bf16 here, and exits 0, but the graph then fails
 # at run time: ONNX Runtime's CPU kernels lack these types.
 PRECISIONS: Final = ("fp32", "int8", "int4")
-SCHEMES: Final = ("fp32", "w8a16-rtn", "w4a16-rtn")

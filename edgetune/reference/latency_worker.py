@@ -29,7 +29,7 @@ import torch
 from edgetune.errors import STEP_FAILED, EdgetuneError, UsageError
 from edgetune.host import own_peak_rss_mb
 from edgetune.reference.tokenizer import context_length
-from edgetune.step import _die_with_parent
+from edgetune.step import die_with_parent
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TRIAL_TOKENS = 8
@@ -214,7 +214,7 @@ def serve(lines: TextIO, answers: TextIO) -> None:
 
 def main() -> int:
     """Serve standard input and output; whatever a library prints goes to standard error."""
-    _die_with_parent()
+    die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:

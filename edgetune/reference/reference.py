@@ -26,8 +26,9 @@ from edgetune.reference.measure import (
 )
 from edgetune.reference.own_text import SOURCE as OWN_SOURCE
 from edgetune.reference.own_text import own_items
-from edgetune.reference.render import MOST_POSITIONS, ScoredItem, render_items, select
+from edgetune.reference.render import ScoredItem, most_positions, render_items, select
 from edgetune.reference.rows import RowFile
+from edgetune.reference.scoring import vocabulary_size
 from edgetune.reference.self_test import Reference, kl_base, write_self_test
 from edgetune.reference.tokenizer import (
     context_length,
@@ -124,7 +125,7 @@ def _measure_trained(
     """The items scored, the trained model's logits on disk, and its answers."""
     seed = int(job.arguments["seed"])
     found = given or own_items(model, job.tokenizer, job.eos, job.context, seed, job.progress)
-    items = select(found, MOST_POSITIONS)
+    items = select(found, most_positions(vocabulary_size(model)))
     rows = write_logits(model, items, job.out / _ROWS, "trained model", job.progress)
     return items, rows, job.answer(items, model, "trained model")
 

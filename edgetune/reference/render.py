@@ -10,8 +10,9 @@ from edgetune.errors import UsageError
 from edgetune.reference.tokenizer import encode_plain, encode_text, render_chat
 from edgetune.tasks.text_generation import Item
 
-# Enough for tight intervals; more would cost time and disk (positions × vocabulary × 4 bytes).
-MOST_POSITIONS = 4096
+# Enough for tight intervals; more would cost time, and disk: positions × vocabulary × 4 bytes.
+MOST_POSITIONS = 8192
+_MOST_BYTES = 2_500_000_000
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,27 @@ def text_item(identifier: str, text: str, tokenizer: Any) -> ScoredItem:
     return ScoredItem(identifier, (ids[0],), tuple(ids[1:]), "", None)
 
 
-def select(items: Sequence[ScoredItem], most_positions: int) -> tuple[ScoredItem, ...]:
+def most_positions(vocabulary: int) -> int:
+    """How many positions are scored at most: fewer where a large vocabulary fills the disk.
+
+    >>> most_positions(32_000), most_positions(151_936)
+    (8192, 4113)
+    """
+    return min(MOST_POSITIONS, _MOST_BYTES // (4 * vocabulary))
+
+
+def select(items: Sequence[ScoredItem], most: int) -> tuple[ScoredItem, ...]:
     """Whole items from the first on while their positions fit; a first item that alone is too
     long is cut."""
     chosen: list[ScoredItem] = []
-    left = most_positions
+    left = most
     for item in items:
         if item.positions > left:
             break
         chosen.append(item)
         left -= item.positions
     if items and not chosen:
-        chosen.append(_cut(items[0], most_positions))
+        chosen.append(_cut(items[0], most))
     return tuple(chosen)
 
 

@@ -152,8 +152,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _generation(folder: Path) -> dict[str, Any]:
+    """Older checkpoints have no generation_config.json and keep the settings in config.json."""
     path = folder / "generation_config.json"
-    settings = read_json(path) if path.is_file() else {}
+    settings = read_json(path if path.is_file() else folder / "config.json")
     return settings if isinstance(settings, dict) else {}
 
 

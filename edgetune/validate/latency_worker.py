@@ -26,7 +26,7 @@ from edgetune.errors import STEP_FAILED, EdgetuneError
 from edgetune.host import own_peak_rss_mb
 from edgetune.runtime.decoder import start
 from edgetune.runtime.session import OpenPackage, open_package
-from edgetune.step import _die_with_parent
+from edgetune.step import die_with_parent
 
 
 def serve(source: TextIO, sink: TextIO) -> None:
@@ -78,7 +78,7 @@ def _tell(sink: TextIO, event: Mapping[str, Any]) -> None:
 
 def main() -> int:
     """Serve standard input and output; whatever a library prints goes to standard error."""
-    _die_with_parent()
+    die_with_parent()
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:

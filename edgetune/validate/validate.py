@@ -108,7 +108,7 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
             "package_bytes": package_bytes(manifest.path),
             "graph_bytes": graph_bytes(job.variant),
         },
-        "merge": {key: job.merge.get(key) for key in _MERGE_KEYS} if job.merge else None,
+        "merge": _merge_facts(job.merge or limits.get("merge")),
         "evidence": _evidence(job, sections),
         "environment": _environment(job),
         "steps": [dict(step) for step in job.steps],
@@ -187,6 +187,13 @@ def _environment(job: Job) -> dict[str, Any]:
         "threads": job.threads,
         "versions": versions_of(*_TOOLS),
     }
+
+
+def _merge_facts(facts: Any) -> dict[str, Any] | None:
+    """What the build proved of the merge; the package carries it for a validation elsewhere."""
+    if not isinstance(facts, Mapping) or not facts:
+        return None
+    return {key: facts.get(key) for key in _MERGE_KEYS}
 
 
 def _read_limits(folder: Path) -> Mapping[str, Any]:

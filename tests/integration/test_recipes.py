@@ -66,7 +66,15 @@ def test_adapters_that_do_not_add_up_are_refused(
 def test_flags_alone_are_enough_without_data(tmp_path: Path) -> None:
     data = Path(__file__).parents[2] / "recipes" / "data" / "demo"
     done = edgetune(
-        *("build", "-m", data / "edgetune-demo-base", "-a", data / "triage-lora", "-d", "generic-x86-64"),
+        *(
+            "build",
+            "-m",
+            data / "edgetune-demo-base",
+            "-a",
+            data / "triage-lora",
+            "-d",
+            "generic-x86-64",
+        ),
         *("-o", tmp_path / "out", "--json"),
     )
     assert done.returncode == 0, done.stderr

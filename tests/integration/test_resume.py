@@ -157,6 +157,44 @@ def test_a_real_full_disk(undisturbed: dict[str, str], demo: Path, tmp_path: Pat
         subprocess.run(["umount", str(small)], check=True)
 
 
+def test_a_disk_that_fills_up_during_a_step(undisturbed: dict[str, str], tmp_path: Path) -> None:
+    """Real writes that fail: a small file system is filled while the graph is being made."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", str(small)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs more rights than this user has")
+    out, filler = small / "out", small / "filler"
+    try:
+        build = subprocess.Popen(
+            [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not list(out.glob("steps/.tmp-optimize-*")):
+            assert build.poll() is None
+            time.sleep(0.01)
+        free = shutil.disk_usage(small).free
+        filler.write_bytes(b"x" * free)
+        _, told = build.communicate(timeout=300)
+        assert build.returncode == 3, told
+        assert "disk is full" in told
+        assert not list(out.glob("**/.tmp-*"))
+        filler.unlink()
+        done = edgetune(*FLAGS, "-o", out)
+        assert done.returncode == 0, done.stderr
+        assert {"merge", "reference"} <= {s["name"] for s in build_of(done)["steps"] if s["cached"]}
+        assert package_digests(out) == undisturbed
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 def test_two_builds_at_once_in_one_folder(undisturbed: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)]

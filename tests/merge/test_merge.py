@@ -18,7 +18,7 @@ import edgetune.checkpoint.tensors as tensors_module
 import edgetune.merge.layer as layer_module
 from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.errors import StepFailedError
-from tests.merge.helpers import NF4_DOUBLE, merge, parity
+from tests.merge.merged import NF4_DOUBLE, merge, parity
 from tests.tiny import build_base, build_four_bit, edit_tensors, make_adapter
 
 WEIGHTS = "model.safetensors"
@@ -270,7 +270,7 @@ def test_same_inputs_same_bytes(tiny_llama: Path, tmp_path: Path) -> None:
     copy_folder(tiny_llama, elsewhere / "base")
     copy_folder(adapter, elsewhere / "adapter")
     code = (
-        "from pathlib import Path; from tests.merge.helpers import *\n"
+        "from pathlib import Path; from tests.merge.merged import *\n"
         f"p = Path({str(elsewhere)!r})\n"
         "merge(p / 'out', p / 'base', [p / 'adapter'], trained_as=NF4_DOUBLE)"
     )
@@ -287,7 +287,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     )  # fmt: skip
     make_adapter(base, folder=tmp_path / "adapter", target_modules="all-linear")
     code = (
-        "from pathlib import Path; from tests.merge.helpers import *\n"
+        "from pathlib import Path; from tests.merge.merged import *\n"
         "import transformers.models.llama.modeling_llama, peft\n"
         "from edgetune.host import own_peak_rss_mb\n"
         f"p = Path({str(tmp_path)!r}); before = own_peak_rss_mb()\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.merge.helpers import FP4, NF4, NF4_DOUBLE, merge, parity
+from tests.merge.merged import FP4, NF4, NF4_DOUBLE, merge, parity
 from tests.tiny import build_base, build_four_bit, make_adapter
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgetune.errors import INPUT_REFUSED, USAGE, EdgetuneError
-from tests.merge.helpers import NF4, NF4_DOUBLE, merge
+from tests.merge.merged import NF4, NF4_DOUBLE, merge
 from tests.tiny import build_four_bit, edit_header, edit_tensors, make_adapter
 
 ADAPTER = "adapter_model.safetensors"

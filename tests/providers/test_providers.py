@@ -14,8 +14,7 @@ def test_rows_are_whole() -> None:
         assert name == row.EXECUTION_PROVIDER
         assert name.endswith("ExecutionProvider")
         assert row.DEVICE_KIND in ("cpu", "gpu", "npu")
-        assert set(row.SCHEMES) <= set(SCHEMES)
-        assert {SCHEMES[scheme].precision for scheme in row.SCHEMES} <= set(row.PRECISIONS)
+        assert any(scheme.precision in row.PRECISIONS for scheme in SCHEMES.values())
 
 
 def test_the_cpu_provider_is_found() -> None:
@@ -39,6 +38,6 @@ def test_an_unknown_one_is_told_the_known() -> None:
 
 
 def test_a_scheme_without_kernels_is_refused() -> None:
-    check_kernels("CPUExecutionProvider", "w8a16-rtn")
-    with pytest.raises(UsageError, match="CPUExecutionProvider has no kernels for the scheme w3"):
-        check_kernels("CPUExecutionProvider", "w3")
+    check_kernels("CPUExecutionProvider", "w8a16-rtn", "int8")
+    with pytest.raises(UsageError, match="CPUExecutionProvider has no kernels for the scheme half"):
+        check_kernels("CPUExecutionProvider", "half", "fp16")

@@ -239,7 +239,7 @@ def test_positions_are_limited_and_the_rest_is_told(
 ) -> None:
     from edgetune.reference import reference
 
-    monkeypatch.setattr(reference, "MOST_POSITIONS", 20)
+    monkeypatch.setattr(reference, "most_positions", lambda _vocabulary: 20)
     facts, head, _ = run(arguments(), tmp_path)
     assert facts["positions"] <= 20 < head["positions_in_data"]
     assert facts["items"] < head["items_in_data"] == len(CHATS)

@@ -76,7 +76,7 @@ def test_blank_lines_a_byte_order_mark_and_windows_line_ends_are_no_problem(tmp_
         ({}, "no `messages`, no `prompt` and `completion`, no `text` (found: nothing)"),
         ({"mesages": []}, "did you mean 'messages' for 'mesages'?"),  # codespell:ignore
         ({"conversations": []}, "did you mean 'messages' for 'conversations'?"),
-        ({"promt": "x", "completion": "y"}, "`prompt` is missing; did you mean 'prompt' for"),  # codespell:ignore
+        ({"prompts": "x", "completion": "y"}, "did you mean 'prompt' for 'prompts'?"),
         ({"prompt": "x", "response": "y"}, "did you mean 'completion' for 'response'?"),
         ({"prompt": "x"}, "`completion` is missing"),
         ({"text": 3}, "`text` must be text, found a number"),

@@ -93,7 +93,8 @@ def test_same_seed_same_bytes(
     tools: tuple[ModuleType, ModuleType], quick: Path, tmp_path: Path
 ) -> None:
     tools[1].main(["--quick", "--out", str(tmp_path), "--only", "base", "--only", "booking-dora"])
-    for file in ("base/model.safetensors", "base/tokenizer.json", "booking.evaluation.jsonl"):
+    base = "edgetune-demo-base"
+    for file in (f"{base}/model.safetensors", f"{base}/tokenizer.json", "booking.evaluation.jsonl"):
         assert (tmp_path / file).read_bytes() == (quick / file).read_bytes()
     adapter = "booking-dora/adapter_model.safetensors"
     assert (tmp_path / adapter).read_bytes() == (quick / adapter).read_bytes()
