@@ -10,20 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.host import available_memory_bytes, probe_host
+from edgetune.plan import BUILD_LIBRARIES
 from edgetune.step import versions_of
 
 _CORE = ("numpy", "onnxruntime", "onnxruntime-genai", "click", "pydantic", "rich", "ruamel.yaml")
-_BUILD = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "olive-ai",
-    "onnx",
-    "onnxscript",
-    "requests",
-)
+_BUILD = (*BUILD_LIBRARIES, "onnxscript", "requests")
 _OPTIONAL = ("bitsandbytes", "optimum")
 _REMEDY_BUILD = "python -m pip install 'edgetune[build]'"
 _LITTLE_MEMORY_BYTES = 2_000_000_000

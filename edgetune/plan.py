@@ -24,7 +24,7 @@ from edgetune.recipe import Recipe
 _RUNTIME_OVERHEAD_BYTES = 150_000_000
 # How much of a device's memory a package may take: the system and its user need the rest.
 _USABLE_MEMORY = 0.8
-_BUILD_LIBRARIES = (
+BUILD_LIBRARIES = (
     "torch",
     "transformers",
     "peft",
@@ -143,7 +143,7 @@ def problems(
     recipe: Recipe, inputs: Inputs, installed: Mapping[str, str | None]
 ) -> Iterator[Problem]:
     """Every reason why this recipe cannot be built, whatever the device."""
-    missing = [name for name in _BUILD_LIBRARIES if installed.get(name) is None]
+    missing = [name for name in BUILD_LIBRARIES if installed.get(name) is None]
     if missing:
         yield Problem(
             f"a build needs {', '.join(missing)}, not installed here",

@@ -11,6 +11,7 @@ import pytest
 from edgetune import build
 from edgetune.artifact import StepResult
 from edgetune.errors import StepFailedError
+from edgetune.planning import plan_builds
 from edgetune.recipe import find_recipe, load_recipe
 from edgetune.step import Step, path_of
 
@@ -41,7 +42,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def builds(out: Path, *devices: str, until: str = "validate") -> list[build.Build]:
-    plans = build.plan_builds(load_recipe(find_recipe("demo")), devices, out)
+    plans = plan_builds(load_recipe(find_recipe("demo")), devices, out)
     return build.run_builds(plans, out, until)
 
 

@@ -149,7 +149,7 @@ def test_too_little_disk_is_known_before_the_start(
     import shutil
 
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("edgetune.build.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("edgetune.planning.shutil.disk_usage", lambda _path: usage)
     assert run(["build", "demo", "-o", str(tmp_path / "out")]) == 3
     assert "GB of disk (predicted)" in capsys.readouterr().err
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from edgetune.build import plan_builds
 from edgetune.files import shipped_folder
 from edgetune.host import Host
 from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
 from edgetune.plan import Plan
+from edgetune.planning import plan_builds
 from edgetune.recipe import Recipe, find_recipe, load_recipe
 
 GOLDENS = Path(__file__).parent / "goldens" / "plans"
@@ -36,7 +36,7 @@ PAIRS = [
 
 @pytest.fixture(autouse=True)
 def _a_host_that_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetune.build.probe_host", lambda: HOST)
+    monkeypatch.setattr("edgetune.planning.probe_host", lambda: HOST)
     monkeypatch.setattr("edgetune.line.usable_cores", lambda: 4)
 
 

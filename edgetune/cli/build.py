@@ -43,8 +43,9 @@ def build(**flags: Any) -> int:
 
     Flags alone are enough: edgetune build -m MODEL -a ADAPTER -d DEVICE -o OUT
     """
-    from edgetune.build import exit_code, note_plans, plan_as_json, plan_builds, run_builds
+    from edgetune.build import exit_code, run_builds
     from edgetune.console import print_json
+    from edgetune.planning import note_plans, plan_as_json, plan_builds
 
     if flags["allow_pickle"]:
         msg = "--allow-pickle: reading pickled adapters in a confined child is not built yet"
@@ -112,8 +113,8 @@ def _name_of(adapters: Sequence[str], model: str) -> str:
 
 
 def _show_plan(plans: Sequence[Plan], out: Path) -> None:
-    from edgetune.build import describe_steps
     from edgetune.console import print_table
+    from edgetune.planning import describe_steps
 
     columns = ("build", "step", "state", "why")
     print_table("", columns, describe_steps(plans, out))

@@ -26,10 +26,10 @@ from typing import Any, TextIO
 
 import torch
 
+from edgetune.child import die_with_parent
 from edgetune.errors import STEP_FAILED, EdgetuneError, UsageError
 from edgetune.host import own_peak_rss_mb
 from edgetune.reference.tokenizer import context_length
-from edgetune.step import die_with_parent
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TRIAL_TOKENS = 8

@@ -22,11 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
+from edgetune.child import die_with_parent
 from edgetune.errors import STEP_FAILED, EdgetuneError
 from edgetune.host import own_peak_rss_mb
 from edgetune.runtime.decoder import start
 from edgetune.runtime.session import OpenPackage, open_package
-from edgetune.step import die_with_parent
 
 
 def serve(source: TextIO, sink: TextIO) -> None:

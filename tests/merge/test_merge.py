@@ -262,6 +262,7 @@ def test_a_layer_that_stays_on_the_meta_device_is_an_error(
         merge(tmp_path / "out", tiny_llama, [adapter])
 
 
+@pytest.mark.line
 def test_same_inputs_same_bytes(tiny_llama: Path, tmp_path: Path) -> None:
     """In another process, with another hash seed, locale and time zone, by another path."""
     adapter = make_adapter(tiny_llama, folder=tmp_path / "adapter", target_modules="all-linear")

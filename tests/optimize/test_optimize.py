@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from edgetune.child import run_child
 from edgetune.files import digests_of_folder, dump_json, list_files, read_json
-from edgetune.step import run_child
 from tests.tiny import build_base, edit_tensors
 
 pytestmark = pytest.mark.line

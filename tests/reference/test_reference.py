@@ -147,6 +147,7 @@ def test_a_merge_with_another_vocabulary_stops_the_build(arguments: Make, tmp_pa
         run(arguments(checkpoint=str(other)), tmp_path / "out")
 
 
+@pytest.mark.line
 def test_a_merge_onto_the_original_is_held_to_the_original(
     arguments: Make, tiny_phi3: Path, lora: Path, merged: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_an_adapter_that_changes_nothing_has_nothing_to_retain(
     assert head["retention_defined"] is False
 
 
+@pytest.mark.line
 def test_without_data_the_model_s_own_text_is_scored(arguments: Make, tmp_path: Path) -> None:
     facts, head, items = run(arguments(evaluation=None), tmp_path / "one")
     assert head["source"] == "sampled and built-in text"
@@ -249,8 +251,8 @@ def test_positions_are_limited_and_the_rest_is_told(
 def test_two_processes_write_the_same_bytes(
     arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgetune.child import run_child
     from edgetune.files import digests_of_folder
-    from edgetune.step import run_child
 
     digests = []
     for zone in ("UTC", "Asia/Tokyo"):

@@ -1,0 +1,171 @@
+"""A function called in a child process: its memory is freed, a crash leaves the caller standing.
+
+`python -m edgetune.child FILE` is the child. It reads one job and speaks JSON lines on the
+descriptor it is given: `{"progress": text}`, at the end `{"result": facts}` or `{"error": …}`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import (
+    ENVIRONMENT,
+    STEP_FAILED,
+    EdgetuneError,
+    StepFailedError,
+    error_from_code,
+)
+from edgetune.files import is_out_of_space
+from edgetune.host import own_peak_rss_mb
+
+Progress = Callable[[str], None]
+# What may not reach a result: locale, time zone, hash seed. Olive's telemetry is off.
+_CHILD_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONIOENCODING": "utf-8",
+    # OpenMP threads that wait without sleeping slow each other many times on a busy machine.
+    "GOMP_SPINCOUNT": "10000",
+}
+
+
+def run_child(
+    function: str,
+    arguments: Mapping[str, Any],
+    out: Path,
+    *,
+    log: Path,
+    progress: Progress,
+    python: str = sys.executable,
+) -> tuple[dict[str, Any], float | None]:
+    """Call `module:name`(arguments, out, progress) in a child process.
+
+    Returns (facts, peak resident set in MB). The child's output goes to `log`. Raises the error
+    it reports, StepFailedError for a crash. Ctrl-C kills the child with all it started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    job = {"function": function, "arguments": dict(arguments), "out": str(out), "events": writer}
+    environment = {**os.environ, **_CHILD_ENVIRONMENT, "EDGETUNE_PARENT": str(os.getpid())}
+    with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
+        job_file = Path(folder) / "job.json"
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        with log.open("w", encoding="utf-8") as log_file:
+            child = subprocess.Popen(
+                [python, "-m", "edgetune.child", str(job_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                pass_fds=[writer],
+                env=environment,
+                start_new_session=True,
+            )
+            os.close(writer)
+            try:
+                last = _listen(reader, progress)
+                code = child.wait()
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+                raise
+    if "error" in last:
+        code, message, hint = (last["error"][key] for key in ("exit_code", "message", "hint"))
+        if code == STEP_FAILED:
+            hint = f"{hint}; the log is {log}" if hint else f"the log is {log}"
+        raise error_from_code(code, message, hint)
+    if "result" not in last or code != 0:
+        raise _crash(function, code, log)
+    return last["result"], last["peak_rss_mb"]
+
+
+def _listen(reader: int, progress: Progress) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    with os.fdopen(reader, encoding="utf-8") as events:
+        for line in events:
+            last = json.loads(line)
+            if "progress" in last:
+                progress(last["progress"])
+    return last
+
+
+def _crash(function: str, code: int, log: Path) -> EdgetuneError:
+    what = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    words = f"; its last words: {text.splitlines()[-1][:300]}" if text else ""
+    hint = f"the log is {log}"
+    if code == -signal.SIGKILL:
+        hint = f"the system may have run out of memory; {hint}"
+    return StepFailedError(f"{function.split(':')[0]} {what}{words}", hint)
+
+
+def _child_main(job_file: Path) -> int:
+    """The child's side of `run_child`."""
+    job = json.loads(job_file.read_text(encoding="utf-8"))
+    die_with_parent()
+    os.umask(0o022)
+    events = os.fdopen(job["events"], "w", encoding="utf-8")
+
+    def tell(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    module, _, name = str(job["function"]).partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        facts = function(job["arguments"], Path(job["out"]), lambda text: tell({"progress": text}))
+    except EdgetuneError as why:
+        traceback.print_exc()
+        code, message, hint = why.exit_code, why.message, why.hint
+    except ModuleNotFoundError as why:
+        traceback.print_exc()
+        code, message = ENVIRONMENT, f"{why.name} is not installed"
+        hint = "install the build tools: python -m pip install 'edgetune[build]'"
+    except MemoryError:
+        traceback.print_exc()
+        code, message = ENVIRONMENT, "out of memory"
+        hint = "close other programs, or build on a machine with more memory"
+    except BaseException as why:
+        traceback.print_exc()
+        code, message = STEP_FAILED, f"{module}: {type(why).__name__}: {why}"
+        hint = ""
+        if is_out_of_space(why):
+            code, message = ENVIRONMENT, f"{job['out']}: the disk is full"
+            hint = "free some space and run the same command again; finished steps are kept"
+    else:
+        tell({"result": facts or {}, "peak_rss_mb": own_peak_rss_mb()})
+        return 0
+    tell({"error": {"exit_code": code, "message": message, "hint": hint}})
+    return code
+
+
+def die_with_parent() -> None:
+    """Ask the system to end this process with its parent (Linux), so that kill -9 of a build
+    leaves no step running on alone."""
+    with suppress(OSError, AttributeError):
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    parent = os.environ.get("EDGETUNE_PARENT")
+    if parent is not None and os.getppid() != int(parent):
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(_child_main(Path(sys.argv[1])))

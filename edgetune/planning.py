@@ -1,0 +1,146 @@
+"""Before anything starts: from a recipe and device names to plans, with every problem listed, and
+what each step would do and why."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgetune.console import print_note, print_warning
+from edgetune.device import THIS_MACHINE, Device, find_device
+from edgetune.errors import PlanError, Problem, UsageError
+from edgetune.host import probe_host
+from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
+from edgetune.plan import BUILD_LIBRARIES, Plan, make_plan, warnings_of
+from edgetune.recipe import Recipe
+from edgetune.sources.resolve import resolve
+from edgetune.step import find_done, is_ours, passed, versions_of, why_not_done
+
+
+def plan_builds(
+    recipe: Recipe, device_names: Sequence[str], out: Path, only: str = "*"
+) -> list[Plan]:
+    """The plans of a recipe for its devices (`-d`, else the recipe's, else this machine).
+
+    Raises PlanError listing every problem of every device, UsageError for a foreign output
+    folder or a pattern that no build matches.
+    """
+    if not is_ours(out):
+        msg = f"{out}: this folder holds something else; edgetune writes into its own only"
+        raise UsageError(msg, "name a new or empty folder with -o")
+    package = out / recipe.name
+    if package.exists() and not (package / "edgetune.lock").is_file():
+        msg = f"{package}: in the way, and not a package"
+        raise UsageError(msg, "move it away, or name another output folder with -o")
+    problems: list[Problem] = []
+    devices: list[Device] = []
+    for name in dict.fromkeys(device_names or recipe.devices or (THIS_MACHINE,)):
+        try:
+            devices.append(find_device(name))
+        except UsageError as why:
+            problems.append(Problem(why.message, why.hint))
+    identifiers = [f"{recipe.name}@{device.name}" for device in devices]
+    devices = [d for d, i in zip(devices, identifiers, strict=True) if fnmatch.fnmatch(i, only)]
+    if not devices and not problems:
+        msg = f"--only {only}: no build matches; there are {', '.join(identifiers)}"
+        raise UsageError(msg, "for example --only '*@generic-x86-64'")
+    inputs, found = resolve(recipe)
+    problems += found
+    plans: list[Plan] = []
+    if inputs is not None:
+        host, installed = probe_host(), versions_of(*BUILD_LIBRARIES, "bitsandbytes")
+        existing = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
+        free = shutil.disk_usage(existing).free
+        for device in devices:
+            try:
+                plans.append(make_plan(recipe, device, inputs, host, installed, free))
+            except PlanError as why:
+                problems += why.problems
+    if problems:
+        raise PlanError(list(dict.fromkeys(problems)))
+    for warning in warnings_of(plans[0].inputs):
+        print_warning(warning)
+    return plans
+
+
+def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str, str]]:
+    """For `--plan`: (identifier, step, done or to do, why) for every step of every build."""
+    out = out.resolve()
+    store = out / "steps"
+    host = probe_host()
+    package = package_step(plans, out)
+    rows = []
+    for plan in plans:
+        line = (
+            merge_step(plan),
+            reference_step(plan, store),
+            optimize_step(plan, store),
+            package,
+            validate_step(plan, package, out, host, {}),
+        )
+        for step in line:
+            record = find_done(store, step) if store.is_dir() else None
+            if record is not None and (step.name != "validate" or passed(record)):
+                rows.append((plan.identifier, step.name, "done", ""))
+                continue
+            why = why_not_done(store, step) if store.is_dir() else "not built yet"
+            if record is not None:
+                why = f"its last verdict was {record.facts.get('verdict')}"
+            rows.append((plan.identifier, step.name, "to do", why))
+    return rows
+
+
+def plan_as_json(plans: Sequence[Plan], out: Path) -> dict[str, Any]:
+    """The document of `build --plan --json`."""
+    rows = describe_steps(plans, out)
+    return {
+        "plans": [
+            {
+                "identifier": plan.identifier,
+                "variant": plan.variant,
+                "provider": plan.provider,
+                "scheme": plan.scheme.name,
+                "group_size": plan.group_size,
+                "threads": plan.threads,
+                "on_device": plan.here,
+                "predicted": {
+                    "merged_bytes": plan.estimates.merged_bytes,
+                    "graph_bytes": plan.estimates.graph_bytes,
+                    "device_memory_bytes": plan.estimates.device_memory_bytes,
+                    "disk_bytes": plan.estimates.disk_bytes,
+                },
+                "steps": [
+                    {"name": name, "state": state, "why": why}
+                    for identifier, name, state, why in rows
+                    if identifier == plan.identifier
+                ],
+            }
+            for plan in plans
+        ]
+    }
+
+
+def note_plans(plans: Sequence[Plan], out: Path) -> None:
+    """Say what will be built, before it starts."""
+    for plan in plans:
+        recipe, inputs = plan.recipe, plan.inputs
+        kinds = [
+            f"{'DoRA' if e.adapter.use_dora else e.adapter.peft_type} {e.adapter.path.name}"
+            + (f" × {e.weight:g}" if e.weight != 1 else "")
+            for e in inputs.adapters
+        ]
+        print_note(
+            f"plan       {plan.identifier}: {inputs.base.path.name} + "
+            f"{' + '.join(kinds) if kinds else 'no adapter'} → {plan.variant}"
+        )
+        place = "this host" if plan.here else "not this host: its latency will not be measured"
+        print_note(
+            f"           {recipe.task}, "
+            f"{inputs.evaluation.items if inputs.evaluation else 'no'} evaluation items; "
+            f"graph about {plan.estimates.graph_bytes / 1e6:.1f} MB (predicted); "
+            f"{plan.device.name} is {place}"
+        )
+    print_note(f"out        {out.resolve()}")
