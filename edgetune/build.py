@@ -33,7 +33,7 @@ from edgetune.line import (
     reference_step,
     validate_step,
 )
-from edgetune.plan import Plan
+from edgetune.plan import Plan, warnings_of
 from edgetune.report.publish import publish_report
 from edgetune.step import (
     Step,
@@ -86,7 +86,8 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
 
     checkpoint = run_step(merge_step(plans[0]), store)
     for warning in checkpoint.facts.get("warnings", []):
-        print_warning(warning)
+        if warning not in warnings_of(plans[0].inputs):  # these were told with the plan
+            print_warning(warning)
     shared = [checkpoint]
     if "reference" in reached and until != "optimize":
         shared.append(run_step(reference_step(plans[0], store), store))

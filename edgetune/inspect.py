@@ -36,7 +36,7 @@ def describe(path: Path) -> dict[str, Any]:
 def _adapter(path: Path) -> dict[str, Any]:
     adapter = read_adapter(path)
     reason = refusal_of(adapter)
-    kind = "DoRA" if adapter.use_dora else adapter.peft_type
+    kind = adapter.peft_type.replace("LORA", "DoRA" if adapter.use_dora else "LoRA")
     return {
         "kind": "adapter",
         "name": path.resolve().name,

@@ -128,7 +128,7 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
     for plan in plans:
         recipe, inputs = plan.recipe, plan.inputs
         kinds = [
-            f"{'DoRA' if e.adapter.use_dora else e.adapter.peft_type} {e.adapter.path.name}"
+            f"{'DoRA' if e.adapter.use_dora else 'LoRA'} {e.adapter.path.name}"
             + (f" × {e.weight:g}" if e.weight != 1 else "")
             for e in inputs.adapters
         ]
