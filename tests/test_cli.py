@@ -51,7 +51,7 @@ def test_recipes_list_show_init(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     }
     assert all(row["task"] == "text-generation" for row in rows)
     assert run(["recipes", "show", "demo"]) == 0
-    assert "triage-lora" in capsys.readouterr().out
+    assert "home-lora" in capsys.readouterr().out
     path = tmp_path / "mine.yaml"
     assert run(["recipes", "init", str(path)]) == 0
     assert run(["recipes", "init", str(path)]) == 2

@@ -152,7 +152,7 @@ def test_a_tampered_package_is_refused(demo: Path, tmp_path: Path, file: str, ch
 
 def test_run_answers_as_the_fine_tune_does(demo: Path) -> None:
     item = json.loads((demo / "demo" / "self_test" / "items.jsonl").read_text().splitlines()[0])
-    data = Path(__file__).parents[2] / "recipes" / "data" / "demo" / "triage.evaluation.jsonl"
+    data = Path(__file__).parents[2] / "recipes" / "data" / "demo" / "home.evaluation.jsonl"
     question, answer = json.loads(data.read_text().splitlines()[0])["messages"]
     done = edgetune("run", demo / "demo", question["content"])
     assert done.returncode == 0, done.stderr
