@@ -66,6 +66,7 @@ def test_answers_of_known_messages(tools: tuple[ModuleType, ModuleType]) -> None
                 assert number in answer
 
 
+@pytest.mark.line
 def test_quick_run_ships_every_part(quick: Path) -> None:
     report = json.loads((quick / "MEASURED.json").read_text())
     assert set(report) == {*TASKS, "two"}
@@ -76,6 +77,7 @@ def test_quick_run_ships_every_part(quick: Path) -> None:
         assert not (quick / name / "README.md").exists()
 
 
+@pytest.mark.line
 def test_quick_run_names_no_machine(quick: Path) -> None:
     for file in quick.rglob("*.json*"):
         text = file.read_text()
@@ -89,6 +91,7 @@ def test_quick_run_names_no_machine(quick: Path) -> None:
         assert config["base_model_name_or_path"] == base
 
 
+@pytest.mark.line
 def test_same_seed_same_bytes(
     tools: tuple[ModuleType, ModuleType], quick: Path, tmp_path: Path
 ) -> None:
