@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from edgetune.errors import (
     ENVIRONMENT,
     STEP_FAILED,
     EdgetuneError,
+    MissingError,
     StepFailedError,
     error_from_code,
 )
@@ -30,6 +32,8 @@ from edgetune.files import is_out_of_space
 from edgetune.host import own_peak_rss_mb
 
 Progress = Callable[[str], None]
+# Less than this is a full disk: a library that could not write may just have died of it.
+_NO_SPACE_BYTES = 1 << 20
 # What may not reach a result: locale, time zone, hash seed. Olive's telemetry is off.
 _CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -109,6 +113,10 @@ def _crash(function: str, code: int, log: Path) -> EdgetuneError:
     text = log.read_text(encoding="utf-8", errors="replace").strip()
     words = f"; its last words: {text.splitlines()[-1][:300]}" if text else ""
     hint = f"the log is {log}"
+    if shutil.disk_usage(log.parent).free < _NO_SPACE_BYTES:
+        msg = f"{log.parent.parent}: the disk is full ({function.split(':')[0]} {what})"
+        again = "free some space and run the same command again; finished steps are kept"
+        return MissingError(msg, again)
     if code == -signal.SIGKILL:
         hint = f"the system may have run out of memory; {hint}"
     return StepFailedError(f"{function.split(':')[0]} {what}{words}", hint)
@@ -130,18 +138,18 @@ def _child_main(job_file: Path) -> int:
         function = getattr(importlib.import_module(module), name)
         facts = function(job["arguments"], Path(job["out"]), lambda text: tell({"progress": text}))
     except EdgetuneError as why:
-        traceback.print_exc()
+        _log_traceback()
         code, message, hint = why.exit_code, why.message, why.hint
     except ModuleNotFoundError as why:
-        traceback.print_exc()
+        _log_traceback()
         code, message = ENVIRONMENT, f"{why.name} is not installed"
         hint = "install the build tools: python -m pip install 'edgetune[build]'"
     except MemoryError:
-        traceback.print_exc()
+        _log_traceback()
         code, message = ENVIRONMENT, "out of memory"
         hint = "close other programs, or build on a machine with more memory"
     except BaseException as why:
-        traceback.print_exc()
+        _log_traceback()
         code, message = STEP_FAILED, f"{module}: {type(why).__name__}: {why}"
         hint = ""
         if is_out_of_space(why):
@@ -152,6 +160,12 @@ def _child_main(job_file: Path) -> int:
         return 0
     tell({"error": {"exit_code": code, "message": message, "hint": hint}})
     return code
+
+
+def _log_traceback() -> None:
+    """Into the log; on a full disk that fails too, and must not hide the error itself."""
+    with suppress(OSError):
+        traceback.print_exc()
 
 
 def die_with_parent() -> None:

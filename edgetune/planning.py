@@ -136,7 +136,7 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
             f"plan       {plan.identifier}: {inputs.base.path.name} + "
             f"{' + '.join(kinds) if kinds else 'no adapter'} → {plan.variant}"
         )
-        place = "this host" if plan.here else "not this host: its latency will not be measured"
+        place = "here" if plan.here else "not here: its latency will not be measured"
         print_note(
             f"           {recipe.task}, "
             f"{inputs.evaluation.items if inputs.evaluation else 'no'} evaluation items; "

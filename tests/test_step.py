@@ -169,6 +169,8 @@ def test_kill_nine_takes_the_child_along_and_a_rerun_clears_up(store: Path, tmp_
 
 
 def test_interrupt_kills_the_child_and_leaves_nothing(store: Path, tmp_path: Path) -> None:
+    # Under a shell's `&` or nohup SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = tmp_path / "started"
     step = step_of("sleep", started=str(started))
 
@@ -181,6 +183,7 @@ def test_interrupt_kills_the_child_and_leaves_nothing(store: Path, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         run_step(step, store)
     thread.join()
+    signal.signal(signal.SIGINT, before)
     assert not alive(int(started.read_text()))
     assert not list(store.glob(".tmp-*"))
 
