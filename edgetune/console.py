@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgetune.errors import EdgetuneError
 
@@ -57,20 +57,22 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], stderr: bool = False
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = False
 ) -> None:
-    """A table; cells that read pass, fail or inconclusive are coloured on a terminal."""
+    """A table on stdout, of text or (right-justified after the first column) of figures; cells
+    that read pass, fail or inconclusive are coloured on a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        justify: Literal["left", "right"] = "right" if figures and number else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     styles = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
-    _rich(stderr).print(table)
+    _rich(stderr=False).print(table)
 
 
 class StepProgress:

@@ -128,7 +128,7 @@ def _show_builds(builds: Sequence[Build]) -> None:
     for build in builds:
         if build.report is not None:
             report = load_report(build)
-            print_table(build.identifier, COLUMNS, table_rows(report))
+            print_table(build.identifier, COLUMNS, table_rows(report), figures=True)
             for line in summary_lines(report):
                 print_result(line)
             print_result(f"package  {build.package}")

@@ -37,7 +37,7 @@ def validate(
     if as_json:
         print_json(report)
     else:
-        print_table(str(report["identifier"]), COLUMNS, table_rows(report))
+        print_table(str(report["identifier"]), COLUMNS, table_rows(report), figures=True)
         for line in summary_lines(report):
             print_result(line)
     return exit_code_of(report)
