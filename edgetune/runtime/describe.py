@@ -10,11 +10,6 @@ from edgetune.files import list_files, read_json
 from edgetune.runtime.manifest import Manifest, Variant, read_manifest
 
 
-def is_package(path: Path) -> bool:
-    """True when a folder looks like a package, whole or not."""
-    return (path / "manifest.json").is_file() and (path / "edgetune.lock").is_file()
-
-
 def describe_package(path: Path) -> dict[str, Any]:
     """{kind, name, digest, bytes, variants, devices, self_test, provenance, reports} of a package.
 
