@@ -107,7 +107,6 @@ def measure(task: Task, out: Path) -> dict[str, Any]:
         name = f"int{bits}_group{group}"
         coarse_log_probs = answer_log_probs(coarse, tokenizer, pairs)
         result[f"kl_trained_{name}"] = divergence(log_probs, coarse_log_probs)
-        result[f"accuracy_{name}"] = accuracy(coarse, tokenizer, pairs)
     return {key: round(v, 4) if isinstance(v, float) else v for key, v in result.items()}
 
 
