@@ -36,6 +36,23 @@ def test_demo_fails_fails_and_says_what_was_lost(out: Path) -> None:
     assert "of what the fine-tune changed" in text
 
 
+def test_a_qlora_merged_onto_weights_it_never_saw_fails(out: Path) -> None:
+    done = edgetune("build", "demo-qlora", "--onto", "original", "-o", out, "--json")
+    assert done.returncode == 1, done.stderr
+    report = report_of(done)
+    assert report["merge"]["onto"] == "original"
+    assert report["merge"]["parity_against"] == "adapters over the original base"
+    assert report["task_metrics"]["exact_match"]["difference"] < -0.04
+
+
+def test_a_merge_in_the_base_s_type_reports_its_rounding(out: Path) -> None:
+    done = edgetune("build", "demo", "--merge-dtype", "base", "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    merge = report_of(done)["merge"]
+    assert merge["rounding_max_abs"] > 0
+    assert merge["parity_enforced"] is False
+
+
 @pytest.mark.parametrize("scheme", ["fp32", "w4a16-rtn", "w8a16-rtn-g128"])
 def test_every_scheme_goes_through_the_line(out: Path, scheme: str) -> None:
     done = edgetune("build", "demo", "--scheme", scheme, "-o", out, "--json")
