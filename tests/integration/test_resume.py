@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -137,39 +139,32 @@ def half_store(demo: Path, out: Path) -> None:
             shutil.rmtree(folder)
 
 
-def test_a_real_full_disk(undisturbed: dict[str, str], demo: Path, tmp_path: Path) -> None:
-    """A file system of 40 MB: the plan sees it beforehand; nothing is left half-written."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(small)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own, so small that a build can fill it; skips where it cannot be had."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a small file system needs more rights than this user has")
     try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_real_full_disk(undisturbed: dict[str, str], demo: Path, tmp_path: Path) -> None:
+    """A file system of 40 MB: the plan sees it beforehand; nothing is left half-written."""
+    with small_disk(tmp_path / "small", 40) as small:
         done = edgetune(*FLAGS, "-o", small / "out")
         assert done.returncode == 3
         assert "GB of disk (predicted)" in done.stderr
         assert not (small / "out").exists()
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_disk_that_fills_up_during_a_step(undisturbed: dict[str, str], tmp_path: Path) -> None:
     """Real writes that fail: a small file system is filled while the graph is being made."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", str(small)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system needs more rights than this user has")
-    out, filler = small / "out", small / "filler"
-    try:
+    with small_disk(tmp_path / "small", 150) as small:
+        out, filler = small / "out", small / "filler"
         build = subprocess.Popen(
             [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)],
             cwd=ROOT,
@@ -191,8 +186,6 @@ def test_a_disk_that_fills_up_during_a_step(undisturbed: dict[str, str], tmp_pat
         assert done.returncode == 0, done.stderr
         assert {"merge", "reference"} <= {s["name"] for s in build_of(done)["steps"] if s["cached"]}
         assert package_digests(out) == undisturbed
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_two_builds_at_once_in_one_folder(undisturbed: dict[str, str], tmp_path: Path) -> None:
