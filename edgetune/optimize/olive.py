@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from olive.workflows import run
 
 from edgetune.errors import EdgetuneError, MissingError, StepFailedError
 from edgetune.files import copy_file, is_out_of_space
+from edgetune.optimize import streaming
 from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow
 
 _GRAPH = "model.onnx"
@@ -125,7 +127,11 @@ def _corrected(model_class: Any) -> Iterator[None]:
     def has_lm_head(self: Any, module: Any) -> bool:
         return module is self.weights.get_output_embeddings()
 
-    corrections = {"has_lm_head": has_lm_head, "get_genai_commit": classmethod(lambda _: None)}
+    corrections = {
+        "has_lm_head": has_lm_head,
+        "get_genai_commit": classmethod(lambda _: None),
+        **streaming.corrections(model_class),
+    }
     before = {name: model_class.__dict__[name] for name in corrections}
     for name, correction in corrections.items():
         setattr(model_class, name, correction)
@@ -173,6 +179,7 @@ def run_workflow(
     listener = _Listener(progress)
     logger = logging.getLogger("olive")
     logger.addHandler(listener)
+    temporary = tempfile.tempdir
     try:
         output = _run(fill_workflow(workflow, folders), work / "tmp", listener)
         if output is None or not output.has_output_model():
@@ -180,6 +187,7 @@ def run_workflow(
         _take(result, out, listener)
     finally:
         logger.removeHandler(listener)
+        tempfile.tempdir = temporary  # Olive leaves its own there
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -73,8 +73,12 @@ def _spoiled(name: str | None) -> Any:
         build(*rest)
         (rest[1] / "model.onnx.data").unlink()
 
+    def load_whole(*rest: Any) -> None:
+        with mock.patch.object(olive.streaming, "corrections", return_value={}):
+            build(*rest)
+
     build = olive._build
-    made = (write_nothing, fail, refuse, fill_disk, fill_memory, forget_data)
+    made = (write_nothing, fail, refuse, fill_disk, fill_memory, forget_data, load_whole)
     faults = {f.__name__: f for f in made}
     return mock.patch.object(olive, "_build", faults[name]) if name else nullcontext()
 

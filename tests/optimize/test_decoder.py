@@ -47,6 +47,16 @@ def test_what_would_be_wrong_is_refused(changes: dict[str, Any], words: str) -> 
 
 
 def test_a_float_graph_is_expected_without_quantization() -> None:
-    wanted = make_expectations(SCHEMES["fp32"], None)
+    wanted = make_expectations(SCHEMES["fp32"], None, tied=False)
     assert wanted.pop("last_token_head") is True
+    assert wanted.pop("embedding") == "float32"
     assert set(wanted.values()) == {None}
+
+
+def test_tied_embeddings_are_expected_in_the_heads_form() -> None:
+    shared = {
+        name: make_expectations(SCHEMES[name], 32, tied=True)["embedding"] for name in SCHEMES
+    }
+    assert shared["fp32"] == "float32, shared with the head"
+    assert shared["w8a16-rtn"] == "int8, shared with the head"
+    assert shared["w4a16-rtn"] == "int4, shared with the head"

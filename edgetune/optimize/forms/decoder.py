@@ -34,15 +34,20 @@ def make_passes(scheme: Scheme, group_size: int | None, provider: str) -> dict[s
     return {"builder": {"type": name, "config": options}}
 
 
-def make_expectations(scheme: Scheme, group_size: int | None) -> dict[str, Any]:
-    """What the graph must show when it is read back; see `optimize.read_back`."""
+def make_expectations(scheme: Scheme, group_size: int | None, tied: bool) -> dict[str, Any]:
+    """What the graph must show when it is read back; see `optimize.read_back`.
+
+    Tied embeddings are stored once, in the head's form.
+    """
     quantized = scheme.algorithm is not None
+    head = f"int{scheme.weight_bits}" if quantized else "float32"
     return {
         "weight_bits": scheme.weight_bits if quantized else None,
         "group_size": group_size,
         "accuracy_level": scheme.accuracy_level,
         "symmetric": True if quantized else None,
         "last_token_head": True,
+        "embedding": f"{head}, shared with the head" if tied else "float32",
     }
 
 

@@ -1,0 +1,75 @@
+"""A checkpoint's model whose large weights stay in their files: mapped, read when they are used.
+
+onnxruntime-genai's builder walks over a torch model and keeps what it will write as lazy tensors;
+loaded as usual, the model takes several times the memory of what comes out.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder
+from edgetune.checkpoint.header import TensorEntry
+from edgetune.checkpoint.skeleton import meta_model
+from edgetune.checkpoint.tensors import TORCH_DTYPES, load_tensor
+from edgetune.errors import InputRefusedError
+
+
+@dataclass
+class MappedFiles:
+    """The weight files of one checkpoint, mapped privately as far as they are used."""
+
+    folder: Path
+    _maps: dict[str, mmap.mmap] = field(default_factory=dict)
+
+    def tensor(self, entry: TensorEntry) -> torch.Tensor:
+        """The tensor in its own type, over mapped pages."""
+        if entry.file not in self._maps:
+            with (self.folder / entry.file).open("rb") as file:
+                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        dtype = TORCH_DTYPES[entry.dtype]
+        count = entry.nbytes // dtype.itemsize
+        flat = torch.frombuffer(
+            self._maps[entry.file], dtype=dtype, count=count, offset=entry.begin
+        )
+        return flat.reshape(entry.shape)
+
+    def release(self) -> None:
+        """Drop the pages read so far: a mapped page counts in the process's resident set."""
+        for mapped in self._maps.values():
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def mapped_model(checkpoint: CheckpointFolder) -> tuple[Any, MappedFiles]:
+    """The checkpoint's causal language model: matrices mapped, in the types they are stored in;
+    everything else (norms, biases), which the builder may calculate with, in memory in float32.
+
+    Raises InputRefusedError naming a parameter that no file holds.
+    """
+    model = meta_model(checkpoint)
+    files = MappedFiles(checkpoint.path)
+    shared: dict[str, torch.nn.Parameter] = {}
+    for name, _ in list(model.named_parameters(remove_duplicate=False)):
+        both = checkpoint.tied and name in (EMBEDDING, HEAD)
+        stored = checkpoint.tied_source if both else name
+        if stored not in checkpoint.tensors:
+            msg = f"{checkpoint.path}: no file holds {stored!r}, which config.json asks for"
+            raise InputRefusedError(msg, "config.json and weight files do not belong together")
+        if stored not in shared:
+            shared[stored] = _parameter(files, checkpoint.tensors[stored])
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, shared[stored])
+    return model, files
+
+
+def _parameter(files: MappedFiles, entry: TensorEntry) -> torch.nn.Parameter:
+    if len(entry.shape) == 1:
+        tensor = load_tensor(files.folder, entry, torch.float32)
+    else:
+        tensor = files.tensor(entry)
+    return torch.nn.Parameter(tensor, requires_grad=False)
