@@ -88,6 +88,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
             "seed": SEED,
             "threads": usable_cores(),
+            "layered": plan.layered,
         },
         inputs={
             **merge.inputs,

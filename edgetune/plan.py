@@ -5,23 +5,29 @@ Pure: no file is written, no model is loaded, no heavy library is imported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetune.checkpoint.adapter import Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
-from edgetune.checkpoint.folder import CheckpointFolder
+from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
 from edgetune.device import Device, is_here
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
 from edgetune.host import Host
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
+from edgetune.optimize.size import (
+    cache_bytes_per_token,
+    predict_graph_bytes,
+    predict_memory_bytes,
+)
 from edgetune.providers import check_kernels, find_provider
 from edgetune.recipe import Recipe
 
-# What the runtime holds besides the graph: code, arena, key-value cache of a short context.
-_RUNTIME_OVERHEAD_BYTES = 150_000_000
+# The reference step beside the weights: torch and transformers, and one forward pass.
+_TORCH_BYTES = 1_000_000_000
 # How much of a device's memory a package may take: the system and its user need the rest.
 _USABLE_MEMORY = 0.8
 BUILD_LIBRARIES = (
@@ -68,11 +74,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Predicted, not measured: bytes of the merged checkpoint, the graph, memory and disk."""
+    """Predicted, not measured: bytes of the merged checkpoint, the graph, memory and disk.
+
+    `device_memory_bytes` is a short answer's; each token of context adds `cache_token_bytes`.
+    `build_memory_bytes` is the largest step's, the reference with its weights in memory.
+    """
 
     merged_bytes: int
     graph_bytes: int
     device_memory_bytes: int
+    cache_token_bytes: int
+    build_memory_bytes: int
     disk_bytes: int
 
 
@@ -89,6 +101,8 @@ class Plan:
     here: bool
     threads: int
     estimates: Estimates
+    # The trained model does not fit this machine's memory: it is run layer by layer.
+    layered: bool = False
 
     @property
     def identifier(self) -> str:
@@ -108,6 +122,7 @@ def make_plan(
     host: Host,
     installed: Mapping[str, str | None],
     free_disk_bytes: int,
+    free_memory_bytes: int,
 ) -> Plan:
     """The plan of a recipe for a device. Raises PlanError that lists every problem."""
     found = list(problems(recipe, inputs, installed))
@@ -117,7 +132,8 @@ def make_plan(
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
         raise PlanError(found) from why
-    estimates = estimate(inputs, scheme, group_size)
+    layered = build_memory_bytes(inputs.base) > free_memory_bytes
+    estimates = estimate(inputs, scheme, group_size, layered)
     found.extend(_room_problems(device, estimates, free_disk_bytes))
     try:
         check_kernels(provider, scheme.name, scheme.precision)
@@ -136,6 +152,7 @@ def make_plan(
         here=here,
         threads=min(device.session.intra_op_num_threads, host.cores),
         estimates=estimates,
+        layered=layered,
     )
 
 
@@ -174,45 +191,47 @@ def warnings_of(inputs: Inputs) -> list[str]:
     return merge_warnings(inputs.base, [entry.adapter for entry in inputs.adapters])
 
 
-def estimate(inputs: Inputs, scheme: Scheme, group_size: int | None) -> Estimates:
+def estimate(inputs: Inputs, scheme: Scheme, group_size: int | None, layered: bool) -> Estimates:
     """Predict sizes from the tensors' shapes; see `Estimates`."""
-    merged = 0.0
-    graph = 0.0
-    for name, (count, matrix) in _parameters(inputs.base).items():
-        vocabulary = "embed_tokens" in name or "lm_head" in name
-        merged += count * (4 if matrix and not vocabulary else 2)
-        # The builder keeps the embedding in float32 and quantizes every other matrix.
-        quantized = matrix and "embed_tokens" not in name
-        graph += count * (scheme.bits_per_weight(group_size) / 8 if quantized else 4)
-        if inputs.base.tied and "embed_tokens" in name:
-            graph += count * scheme.bits_per_weight(group_size) / 8
-    side_files = sum(
-        (inputs.base.path / name).stat().st_size
-        for name in inputs.base.files
-        if not name.endswith(".safetensors")
+    base = inputs.base
+    shapes = _shapes(base)
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    graph_bytes = predict_graph_bytes(base.config, shapes, base.tied, scheme, group_size)
+    # Linears are stored in float32 where an adapter may touch them; the rest as it was.
+    merged = sum(
+        math.prod(shape) * (4 if inputs.adapters and _is_linear(name, shape) else 2)
+        for name, shape in shapes.items()
     )
-    graph_bytes, merged_bytes = int(graph) + side_files, int(merged) + side_files
+    scratch = 4 * weights if layered else 0
     return Estimates(
-        merged_bytes=merged_bytes,
+        merged_bytes=merged,
         graph_bytes=graph_bytes,
-        device_memory_bytes=graph_bytes + _RUNTIME_OVERHEAD_BYTES,
-        # The graph lies in the store, in the package, and once more while it is exported.
-        disk_bytes=merged_bytes + 3 * graph_bytes + 50_000_000,
+        device_memory_bytes=predict_memory_bytes(graph_bytes),
+        cache_token_bytes=cache_bytes_per_token(base.config),
+        build_memory_bytes=build_memory_bytes(base),
+        # The graph lies in the store, in the package, and twice more while it is exported.
+        disk_bytes=merged + 4 * graph_bytes + scratch + 50_000_000,
     )
 
 
-def _parameters(base: CheckpointFolder) -> dict[str, tuple[int, bool]]:
-    """{tensor: (number of weights, is a matrix)}; packed 4-bit tensors count two a byte."""
-    counts: dict[str, tuple[int, bool]] = {}
+def build_memory_bytes(base: CheckpointFolder) -> int:
+    """Predicted memory of the largest step: the trained model in float32, and the libraries."""
+    return 4 * sum(math.prod(shape) for shape in _shapes(base).values()) + _TORCH_BYTES
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and name not in (EMBEDDING, HEAD)
+
+
+def _shapes(base: CheckpointFolder) -> dict[str, tuple[int, ...]]:
+    """{tensor: shape}; a packed 4-bit weight counts two a byte, in one row."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, entry in base.tensors.items():
-        count = 1
-        for size in entry.shape:
-            count *= size
         if entry.dtype == "U8" and f"{name}.absmax" in base.tensors:
-            counts[name] = (count * 2, True)
-        elif ".absmax" not in name and ".quant_" not in name and ".nested_" not in name:
-            counts[name] = (count, len(entry.shape) == 2)
-    return counts
+            shapes[name] = (1, 2 * math.prod(entry.shape))
+        elif not is_statistic(name):
+            shapes[name] = entry.shape
+    return shapes
 
 
 def _room_problems(device: Device, estimates: Estimates, free_disk: int) -> Iterator[Problem]:

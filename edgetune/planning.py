@@ -12,7 +12,7 @@ from typing import Any
 from edgetune.console import print_note, print_warning
 from edgetune.device import THIS_MACHINE, Device, find_device
 from edgetune.errors import PlanError, Problem, UsageError
-from edgetune.host import probe_host
+from edgetune.host import available_memory_bytes, probe_host
 from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
 from edgetune.plan import BUILD_LIBRARIES, Plan, make_plan, warnings_of
 from edgetune.recipe import Recipe
@@ -53,10 +53,10 @@ def plan_builds(
     if inputs is not None:
         host, installed = probe_host(), versions_of(*BUILD_LIBRARIES, "bitsandbytes")
         existing = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
-        free = shutil.disk_usage(existing).free
+        free = (shutil.disk_usage(existing).free, available_memory_bytes())
         for device in devices:
             try:
-                plans.append(make_plan(recipe, device, inputs, host, installed, free))
+                plans.append(make_plan(recipe, device, inputs, host, installed, *free))
             except PlanError as why:
                 problems += why.problems
     if problems:
@@ -106,10 +106,13 @@ def plan_as_json(plans: Sequence[Plan], out: Path) -> dict[str, Any]:
                 "group_size": plan.group_size,
                 "threads": plan.threads,
                 "on_device": plan.here,
+                "layer_by_layer": plan.layered,
                 "predicted": {
                     "merged_bytes": plan.estimates.merged_bytes,
                     "graph_bytes": plan.estimates.graph_bytes,
                     "device_memory_bytes": plan.estimates.device_memory_bytes,
+                    "cache_token_bytes": plan.estimates.cache_token_bytes,
+                    "build_memory_bytes": plan.estimates.build_memory_bytes,
                     "disk_bytes": plan.estimates.disk_bytes,
                 },
                 "steps": [
@@ -140,7 +143,14 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
         print_note(
             f"           {recipe.task}, "
             f"{inputs.evaluation.items if inputs.evaluation else 'no'} evaluation items; "
-            f"graph about {plan.estimates.graph_bytes / 1e6:.1f} MB (predicted); "
+            f"graph about {plan.estimates.graph_bytes / 1e6:.1f} MB, on the device about "
+            f"{plan.estimates.device_memory_bytes / 1e6:.0f} MB of memory (predicted); "
             f"{plan.device.name} is {place}"
+        )
+    if any(plan.layered for plan in plans):
+        needed = plans[0].estimates.build_memory_bytes
+        print_warning(
+            f"the trained model needs about {needed / 1e9:.1f} GB in memory (predicted), more than "
+            "is free here: it is run layer by layer from disk, with the same results, slowly"
         )
     print_note(f"out        {out.resolve()}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from edgetune.checkpoint.four_bit import bitsandbytes_config
+from edgetune.checkpoint.layered import load_layered
 from edgetune.checkpoint.skeleton import quiet
 from edgetune.errors import InputRefusedError
 
@@ -26,13 +27,15 @@ def load_trained_model(
     trained_as: Mapping[str, Any] | None,
     adapters: Sequence[AdapterArgument],
     onto: str = "dequantized",
+    scratch: Path | None = None,
 ) -> Any:
     """The base as the adapters saw it, with all of them active at their weights, unmerged.
 
-    With `onto` "original" the adapters lie over the base as it is stored, whatever `trained_as`
-    says. Raises InputRefusedError when base or adapter does not load whole.
+    With `scratch`, a folder on a disk with room for it in float32, the base is not held in memory
+    (`checkpoint.layered`); the same for the functions below. With `onto` "original" the adapters
+    lie over the base as it is stored, whatever `trained_as` says. Raises InputRefusedError when base or adapter does not load whole.
     """
-    base = _load_base(Path(base_path), trained_as if onto == "dequantized" else None)
+    base = _load_base(Path(base_path), trained_as if onto == "dequantized" else None, scratch)
     return _with_adapters(base, adapters) if adapters else base
 
 
@@ -40,6 +43,7 @@ def load_base_alone(
     base_path: str | Path,
     trained_as: Mapping[str, Any] | None,
     adapters: Sequence[AdapterArgument],
+    scratch: Path | None = None,
 ) -> Any:
     """The base as the adapters saw it, without them.
 
@@ -47,15 +51,20 @@ def load_base_alone(
     that would have to stay (resized vocabularies are refused).
     """
     del adapters
-    return _load_base(Path(base_path), trained_as)
+    return _load_base(Path(base_path), trained_as, scratch)
 
 
-def load_plain(path: str | Path, dtype: Any = torch.float32) -> Any:
-    """A checkpoint as it is, in `dtype`. Raises InputRefusedError when it does not load whole."""
+def load_plain(path: str | Path, dtype: Any = torch.float32, scratch: Path | None = None) -> Any:
+    """A checkpoint as it is, in `dtype`; in float32 with `scratch`. Raises InputRefusedError when
+    it does not load whole."""
+    if scratch is not None:
+        return load_layered(Path(path), None, scratch)
     return _from_pretrained(Path(path), dtype=dtype)
 
 
-def _load_base(path: Path, trained_as: Mapping[str, Any] | None) -> Any:
+def _load_base(path: Path, trained_as: Mapping[str, Any] | None, scratch: Path | None) -> Any:
+    if scratch is not None:
+        return load_layered(path, trained_as, scratch)
     from transformers import AutoConfig
 
     with quiet():

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from edgetune.checkpoint.folder import read_checkpoint
-from edgetune.optimize.mapped import mapped_model
+from edgetune.checkpoint.mapped import mapped_model
 from edgetune.optimize.streamed import (
     Matrix,
     Streamed,

@@ -5,14 +5,16 @@ No torch here: the unconverted model's latency is measured by a child process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.header import read_header
 from edgetune.errors import InputRefusedError
 from edgetune.files import digest_of_json, digests_of_folder, dump_json, read_json, write_text
-from edgetune.host import probe_host
+from edgetune.host import available_memory_bytes, probe_host
 from edgetune.report.make import finish_report
 from edgetune.runtime.describe import graph_bytes, package_bytes
 from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_manifest
@@ -29,6 +31,9 @@ from edgetune.validate.tokenizer_parity import tokenizer_parity
 
 Progress = Callable[[str], None]
 
+# A weight takes its bytes in torch, and at most one in the package beside it. The rest: libraries.
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+_OTHER_BYTES = 1_000_000_000
 _TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch")
 _MERGE_KEYS = (
     "parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit",
@@ -157,9 +162,17 @@ def _latency(
     candidate = {"package": str(manifest.path), "variant": job.variant.name, **shared}
     reference = None
     if job.checkpoint is not None:
-        types = ["bfloat16", "float32"]
+        types = _types_that_fit(job.checkpoint, available_memory_bytes())
         reference = {"checkpoint": str(job.checkpoint), "dtype_candidates": types, **shared}
     return measure_latency(candidate, reference, progress)
+
+
+def _types_that_fit(checkpoint: Path, available_bytes: int) -> list[str]:
+    """The data types in which the unconverted model can be held in memory beside the package."""
+    files = checkpoint.glob("*.safetensors")
+    weights = sum(math.prod(e.shape) for f in files for e in read_header(f).values())
+    room = available_bytes - _OTHER_BYTES
+    return [name for name, size in _DTYPE_BYTES.items() if weights * (size + 1) <= room]
 
 
 def _evidence(job: Job, sections: Mapping[str, Any]) -> dict[str, bool]:

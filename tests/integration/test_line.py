@@ -69,6 +69,20 @@ def test_the_report_tells_what_was_measured(demo: Path) -> None:
     }
 
 
+def test_the_plan_predicted_size_and_memory(demo: Path) -> None:
+    """Within a tenth of what the build then measured; the merged checkpoint's is a bound."""
+    done = edgetune("build", "demo", "-d", "generic-x86-64", "-o", demo, "--plan", "--json")
+    predicted = json.loads(done.stdout)["plans"][0]["predicted"]
+    path = demo / "demo" / "reports" / "generic-x86-64.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    graph = report["size"]["graph_bytes"]
+    assert abs(predicted["graph_bytes"] / graph - 1) < 0.1
+    memory = report["latency"]["candidate"]["peak_rss_mb"] * 1e6
+    assert abs(predicted["device_memory_bytes"] / memory - 1) < 0.1
+    merged = next(demo.glob("steps/merge-*/model.safetensors")).stat().st_size
+    assert merged <= predicted["merged_bytes"] * 1.01 <= 1.5 * merged
+
+
 def test_another_device_shares_steps_and_is_honest_about_latency(
     demo: Path, tmp_path: Path
 ) -> None:
