@@ -33,7 +33,8 @@ def load_trained_model(
 
     With `scratch`, a folder on a disk with room for it in float32, the base is not held in memory
     (`checkpoint.layered`); the same for the functions below. With `onto` "original" the adapters
-    lie over the base as it is stored, whatever `trained_as` says. Raises InputRefusedError when base or adapter does not load whole.
+    lie over the base as it is stored, whatever `trained_as` says. Raises InputRefusedError when
+    base or adapter does not load whole.
     """
     base = _load_base(Path(base_path), trained_as if onto == "dequantized" else None, scratch)
     return _with_adapters(base, adapters) if adapters else base
