@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-# Decoders whose checkpoints name their tensors as Llama's do (`model.embed_tokens`,
-# `model.layers.N.…`, `lm_head`) and whose merge is tested: {model_type: ties embeddings where
-# config.json does not say, the default of the family's configuration class}.
-SUPPORTED: dict[str, bool] = {
-    "llama": False,
-    "mistral": False,
-    "phi3": False,
-    "qwen2": False,
-    "qwen3": False,
+
+@dataclass(frozen=True)
+class Family:
+    """A family of decoders whose checkpoints name their tensors as Llama's do
+    (`model.embed_tokens`, `model.layers.N.…`, `lm_head`) and whose whole line is tested."""
+
+    # transformers' class, which onnxruntime-genai's builder goes by.
+    architecture: str
+    # Whether embeddings are tied where config.json does not say: the configuration class's default.
+    ties: bool = False
+
+
+SUPPORTED: dict[str, Family] = {
+    "gemma": Family("GemmaForCausalLM", ties=True),
+    "gemma2": Family("Gemma2ForCausalLM", ties=True),
+    "gemma3_text": Family("Gemma3ForCausalLM", ties=True),
+    "granite": Family("GraniteForCausalLM"),
+    "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM"),
+    "olmo": Family("OlmoForCausalLM"),
+    "phi3": Family("Phi3ForCausalLM"),
+    "qwen2": Family("Qwen2ForCausalLM"),
+    "qwen3": Family("Qwen3ForCausalLM"),
+    "smollm3": Family("SmolLM3ForCausalLM", ties=True),
 }
 
 
@@ -53,5 +69,5 @@ def is_four_bit(quantization: Mapping[str, Any] | None) -> bool:
 
 def ties_embeddings(config: Mapping[str, Any]) -> bool:
     """What config.json says about tied input and output embeddings, or the family's default."""
-    default = SUPPORTED.get(str(config.get("model_type")), False)
-    return bool(config.get("tie_word_embeddings", default))
+    family = SUPPORTED.get(str(config.get("model_type")))
+    return bool(config.get("tie_word_embeddings", family is not None and family.ties))

@@ -56,7 +56,7 @@ def export_problem(config: Mapping[str, Any]) -> str | None:
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if config.get("model_type") == "llama" and kind not in ("default", "llama3"):
+    if config.get("model_type") == "llama" and kind not in ("default", "llama3", "linear"):
         return f"rotary embeddings of the kind {kind!r} are lost when a Llama is exported"
     heads = config.get("num_attention_heads") or 1
     head_size = config.get("head_dim") or config.get("hidden_size", 0) // heads
