@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgetune.checkpoint.adapter import Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
+from edgetune.checkpoint.families import unsupported_reason
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.device import Device, is_here
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
@@ -162,7 +163,8 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
-    if reason := export_problem(base.config):
+    # An unsupported base is told below, with every other reason why it cannot be merged onto.
+    if not unsupported_reason(base.config) and (reason := export_problem(base.config)):
         yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]

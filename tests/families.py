@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgetune.files import dump_json, read_json, write_text
 from tests.tiny import build_base
 
 SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -27,6 +28,8 @@ class Tiny:
     targets: tuple[str, ...] = SEPARATE
     # A text as long as this crosses what the model's positions turn on.
     long: int = 0
+    # What config.json says in its place as published for transformers 4; None: nothing.
+    published: dict[str, Any] = field(default_factory=dict)
 
 
 _LLAMA3 = {
@@ -48,8 +51,14 @@ FAMILIES: dict[str, Tiny] = {
     "llama": Tiny(
         "Llama 3.1, 3.2", "llama",
         {"rope_parameters": _LLAMA3, "max_position_embeddings": 512, "tie_word_embeddings": True},
+        published={
+            "rope_parameters": None, "rope_theta": 500000.0,
+            "rope_scaling": {k: v for k, v in _LLAMA3.items() if k != "rope_theta"},
+        },
     ),
-    "smollm2": Tiny("SmolLM, SmolLM2", "llama", {"tie_word_embeddings": True}),
+    "smollm2": Tiny(
+        "SmolLM, SmolLM2", "llama", {"tie_word_embeddings": True}, published={"architectures": None}
+    ),
     "llama-linear": Tiny(
         "Llama with linear scaling", "llama",
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
@@ -70,7 +79,13 @@ FAMILIES: dict[str, Tiny] = {
         "Phi-3 and Phi-3.5 mini, Phi-3-medium, 128k", "phi3",
         {"rope_parameters": _longrope(8), "max_position_embeddings": 8192,
          "original_max_position_embeddings": 4096, "sliding_window": 16384},
-        FUSED, 4104,
+        FUSED, 4100,
+        published={
+            "rope_parameters": None, "rope_theta": 10000.0,
+            "rope_scaling": {
+                "type": "longrope", **{n: _longrope(8)[n] for n in ("short_factor", "long_factor")}
+            },
+        },
     ),
     "phi4-mini": Tiny(
         "Phi-4-mini", "phi3",
@@ -78,7 +93,7 @@ FAMILIES: dict[str, Tiny] = {
          "hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1,
          "max_position_embeddings": 8192, "original_max_position_embeddings": 4096,
          "tie_word_embeddings": True},
-        FUSED, 4104,
+        FUSED, 4100,
     ),
     "qwen2": Tiny("Qwen2, Qwen2.5", "qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": Tiny(
@@ -109,6 +124,11 @@ FAMILIES: dict[str, Tiny] = {
              "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
          },
          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        published={
+            "rope_parameters": None, "layer_types": None, "sliding_window_pattern": 2,
+            "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
     ),
     "granite": Tiny(
         "Granite 3.x dense", "granite",
@@ -119,7 +139,12 @@ FAMILIES: dict[str, Tiny] = {
 }  # fmt: skip
 
 
-def build_family(folder: Path, name: str) -> Path:
-    """The tiny base of a family of `FAMILIES`."""
+def build_family(folder: Path, name: str, *, published: bool = False) -> Path:
+    """The tiny base of a family of `FAMILIES`; its config.json as published with `published`."""
     tiny = FAMILIES[name]
-    return build_base(folder, tiny.model_type, **tiny.config)
+    build_base(folder, tiny.model_type, **tiny.config)
+    if published and tiny.published:
+        config = {**read_json(folder / "config.json"), **tiny.published}
+        kept = {key: value for key, value in config.items() if value is not None}
+        write_text(folder / "config.json", dump_json(kept))
+    return folder

@@ -84,17 +84,21 @@ def _frequencies(
 @contextmanager
 def corrected(builder: Any, tables: Tables) -> Iterator[None]:
     """The builder (its module) with its faults corrected, while the block runs."""
-    corrections: list[tuple[Any, str, Any]] = [
+    with ExitStack() as stack:
+        for owner, name, correction in make_corrections(builder, tables):
+            stack.enter_context(mock.patch.object(owner, name, correction))
+        yield
+
+
+def make_corrections(builder: Any, tables: Tables) -> list[tuple[Any, str, Any]]:
+    """Every correction as (class, name of the method, its replacement)."""
+    return [
         *_identity(builder.Model),
         *_rotary(builder, tables),
         (builder.GemmaModel, "make_embedding", _exact_gemma(builder.Model.make_embedding)),
         (builder.OLMoModel, "make_layernorm", _centred(builder.OLMoModel.make_layernorm)),
         (builder.SmolLM3Model, "make_attention", _unrotated(builder.SmolLM3Model.make_attention)),
     ]
-    with ExitStack() as stack:
-        for owner, name, correction in corrections:
-            stack.enter_context(mock.patch.object(owner, name, correction))
-        yield
 
 
 def _identity(model: Any) -> list[tuple[Any, str, Any]]:
