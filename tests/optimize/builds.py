@@ -146,7 +146,7 @@ def measure_family(checkpoint: Path, folder: Path, long: int) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from edgetune.runtime.decoder import generate, log_softmax
+    from edgetune.runtime.decoder import generate, log_softmax, score_and_answer
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     opened = _opened(folder)
@@ -170,6 +170,7 @@ def measure_family(checkpoint: Path, folder: Path, long: int) -> dict[str, Any]:
         "largest": float(np.abs(expected).max()),
         "kl_mean": kl / len(expected),
         "answer": answer,
+        "scored_answer": score_and_answer(opened, prompt, tokens[len(prompt) :][:5], 10)[1],
         "expected": _torch_answer(model, prompt, opened.eos_token_ids, 10),
     }
 

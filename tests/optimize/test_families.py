@@ -56,7 +56,7 @@ def test_a_float_graph_equals_torch(measured: Measured, name: str) -> None:
     found = measured[name, "fp32"]
     assert found["largest"] > 2
     assert found["difference"] <= 1e-5 * max(1.0, found["largest"])
-    assert found["answer"] == found["expected"] != []
+    assert found["answer"] == found["scored_answer"] == found["expected"] != []
 
 
 @pytest.mark.parametrize("name", FAMILIES)
