@@ -37,12 +37,23 @@ BUILD_LIBRARIES = (
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What an input is called: a folder's name; or a hub id, the revision that was asked for, and
+    the commit that it was."""
+
+    name: str
+    revision: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
 class AdapterInput:
     """An adapter folder, read and digested, with the weight of its delta."""
 
     adapter: Adapter
     weight: float
     digests: Mapping[str, str]
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -60,9 +71,11 @@ class Inputs:
 
     base: CheckpointFolder
     base_digests: Mapping[str, str]
+    base_origin: Origin
     adapters: tuple[AdapterInput, ...] = ()
     before: CheckpointFolder | None = None
     before_digests: Mapping[str, str] = field(default_factory=dict)
+    before_origin: Origin | None = None
     evaluation: DataInput | None = None
     calibration: DataInput | None = None
 
