@@ -192,15 +192,20 @@ def warnings_of(inputs: Inputs) -> list[str]:
 def estimate(inputs: Inputs, scheme: Scheme, group_size: int | None) -> Estimates:
     """Predict sizes from the tensors' shapes; see `Estimates`."""
     merged = 0.0
-    graph = 0.0
+    graph = float(_rotary_bytes(inputs.base.config))
+    stored = scheme.bits_per_weight(group_size) / 8
+    # The builder shares a tied embedding with the head, but not at eight bits.
+    shared = inputs.base.tied and scheme.weight_bits in (4, 32)
     for name, (count, matrix) in _parameters(inputs.base).items():
-        vocabulary = "embed_tokens" in name or "lm_head" in name
-        merged += count * (4 if matrix and not vocabulary else 2)
-        # The builder keeps the embedding in float32 and quantizes every other matrix.
-        quantized = matrix and "embed_tokens" not in name
-        graph += count * (scheme.bits_per_weight(group_size) / 8 if quantized else 4)
-        if inputs.base.tied and "embed_tokens" in name:
-            graph += count * scheme.bits_per_weight(group_size) / 8
+        embedding, head = "embed_tokens" in name, "lm_head" in name
+        if inputs.base.tied and head and inputs.base.tied_source != name:
+            continue  # stored twice, built once
+        merged += count * (4 if matrix and not (embedding or head) else 2)
+        if embedding or (inputs.base.tied and head):
+            graph += count * (stored if shared else 4)
+            graph += count * stored if inputs.base.tied and not shared else 0
+        else:
+            graph += count * (stored if matrix else 4)
     side_files = sum(
         (inputs.base.path / name).stat().st_size
         for name in inputs.base.files
@@ -214,6 +219,16 @@ def estimate(inputs: Inputs, scheme: Scheme, group_size: int | None) -> Estimate
         # The graph lies in the store, in the package, and once more while it is exported.
         disk_bytes=merged_bytes + 3 * graph_bytes + 50_000_000,
     )
+
+
+def _rotary_bytes(config: Mapping[str, object]) -> int:
+    """The float32 tables of cosine and sine, one row a position, that a graph carries."""
+    sizes = [config.get(key) for key in ("max_position_embeddings", "hidden_size", "head_dim")]
+    context, hidden, head = (size if isinstance(size, int) else 0 for size in sizes)
+    heads = config.get("num_attention_heads")
+    head = head or (hidden // heads if isinstance(heads, int) and heads else 0)
+    tables = 2 if str(config.get("model_type")).startswith("gemma3") else 1
+    return context * head * 4 * tables
 
 
 def _parameters(base: CheckpointFolder) -> dict[str, tuple[int, bool]]:

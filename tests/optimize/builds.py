@@ -166,6 +166,7 @@ def measure_family(checkpoint: Path, folder: Path, long: int) -> dict[str, Any]:
     prompt = tokens[: long - 6 if long else 40]
     answer = list(generate(opened, prompt, 10))
     return {
+        "data_bytes": (folder / "model.onnx.data").stat().st_size,
         "difference": float(np.abs(got - expected).max()),
         "largest": float(np.abs(expected).max()),
         "kl_mean": kl / len(expected),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.child import run_child
+from edgetune.optimize.schemes import find_scheme
+from edgetune.plan import Inputs, Origin, _rotary_bytes, estimate
 from tests.families import FAMILIES, build_family
 
 pytestmark = pytest.mark.line
@@ -48,7 +52,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
         "tests.optimize.builds:build_families", {"jobs": list(jobs.values())}, out,
         log=folder / "log", progress=lambda text: None,
     )  # fmt: skip
-    return {key: facts[str(number)] for number, key in enumerate(jobs)}
+    return {
+        key: {**facts[str(number)], "checkpoint": job["checkpoint"]}
+        for number, (key, job) in enumerate(jobs.items())
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -81,3 +88,18 @@ def test_no_correction_is_idle(measured: Measured, name: str, without: str) -> N
         assert found["difference"] > 1e-3 * found["largest"]
     else:
         assert "Olive gave no model" in found["error"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_plan_predicts_the_size(measured: Measured, name: str, scheme: str) -> None:
+    base = read_checkpoint(Path(measured[name, scheme]["checkpoint"]))
+    side_files = sum(
+        (base.path / file).stat().st_size for file in base.files if "safetensors" not in file
+    )
+    inputs = Inputs(base, {}, Origin(name))
+    predicted = estimate(inputs, find_scheme(scheme), None).graph_bytes - side_files
+    if FAMILIES[name].long:
+        # LongRoPE's tables lie in the graph itself, not in its data
+        predicted -= _rotary_bytes(base.config)
+    assert predicted == pytest.approx(measured[name, scheme]["data_bytes"], rel=0.05)
