@@ -9,6 +9,7 @@ from edgetune.checkpoint.adapter import read_adapter, refusal_of
 from edgetune.checkpoint.families import unsupported_reason
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.errors import InputRefusedError
+from edgetune.optimize.forms.decoder import export_problem
 from edgetune.runtime.describe import describe_package
 from edgetune.step import is_ours
 
@@ -58,7 +59,7 @@ def _adapter(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
-    reason = unsupported_reason(checkpoint.config)
+    reason = unsupported_reason(checkpoint.config) or export_problem(checkpoint.config)
     return {
         "kind": "model",
         "name": path.resolve().name,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgetune.checkpoint.adapter import Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
+from edgetune.checkpoint.families import unsupported_reason
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
 from edgetune.device import Device, is_here
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
@@ -42,12 +43,23 @@ BUILD_LIBRARIES = (
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What an input is called: a folder's name; or a hub id, the revision that was asked for, and
+    the commit that it was."""
+
+    name: str
+    revision: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
 class AdapterInput:
     """An adapter folder, read and digested, with the weight of its delta."""
 
     adapter: Adapter
     weight: float
     digests: Mapping[str, str]
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,11 @@ class Inputs:
 
     base: CheckpointFolder
     base_digests: Mapping[str, str]
+    base_origin: Origin
     adapters: tuple[AdapterInput, ...] = ()
     before: CheckpointFolder | None = None
     before_digests: Mapping[str, str] = field(default_factory=dict)
+    before_origin: Origin | None = None
     evaluation: DataInput | None = None
     calibration: DataInput | None = None
 
@@ -179,7 +193,8 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
-    if reason := export_problem(base.config):
+    # An unsupported base is told below, with every other reason why it cannot be merged onto.
+    if not unsupported_reason(base.config) and (reason := export_problem(base.config)):
         yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]

@@ -131,12 +131,12 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
     for plan in plans:
         recipe, inputs = plan.recipe, plan.inputs
         kinds = [
-            f"{'DoRA' if e.adapter.use_dora else 'LoRA'} {e.adapter.path.name}"
+            f"{'DoRA' if e.adapter.use_dora else 'LoRA'} {e.origin.name}"
             + (f" × {e.weight:g}" if e.weight != 1 else "")
             for e in inputs.adapters
         ]
         print_note(
-            f"plan       {plan.identifier}: {inputs.base.path.name} + "
+            f"plan       {plan.identifier}: {inputs.base_origin.name} + "
             f"{' + '.join(kinds) if kinds else 'no adapter'} → {plan.variant}"
         )
         place = "here" if plan.here else "not here: its latency will not be measured"

@@ -26,7 +26,8 @@ class TrainedAs(Strict):
 
 
 class Base(Strict):
-    """A base model: a Hugging Face folder or a hub id, and how the adapter saw it in training."""
+    """A base model: a Hugging Face folder, or a hub id (`owner/name`, `owner/name@revision`), and
+    how the adapter saw it in training."""
 
     path: str
     revision: str | None = None
@@ -34,9 +35,10 @@ class Base(Strict):
 
 
 class AdapterRef(Strict):
-    """An adapter to merge, with the weight of its delta."""
+    """An adapter to merge (a folder or a hub id), with the weight of its delta."""
 
     path: str
+    revision: str | None = None
     weight: float = 1.0
 
 
@@ -153,8 +155,8 @@ def _from(folder: Path, path: str) -> str:
     here = folder / path
     if Path(path).is_absolute() or here.exists() or path.startswith("."):
         return str(here)
-    # `owner/name` may be a hub id; anything deeper can only be a path.
-    return path if path.count("/") == 1 else str(here)
+    # `owner/name` may be a hub id (`@revision` may hold more); anything deeper can only be a path.
+    return path if path.partition("@")[0].count("/") == 1 else str(here)
 
 
 def parse_trained_as(text: str) -> TrainedAs:
@@ -191,7 +193,8 @@ base:
   #   compute_dtype: bfloat16
 
 adapters:                        # none for a full fine-tune
-  - path: ../adapters/my-lora
+  - path: ../adapters/my-lora    # a folder, or a hub id
+    # revision: main
     # weight: 1.0                # several LoRA adapters: a true weighted sum of their deltas
 
 # base_before: ../models/base    # full fine-tune: the model it started from, for retention

@@ -33,6 +33,7 @@ def predict_graph_bytes(
     A quantized matrix [outputs, inputs] takes its bits and a float32 scale for each group of a
     row, the last one filled up; the embedding stays in float32 unless it is tied to the head.
     """
+    group_size = group_size or scheme.group_size
     total = _rotary_bytes(config) + _NODES_BYTES * (int(config.get("num_hidden_layers") or 0) + 1)
     for name, shape in shapes.items():
         if tied and name == HEAD and EMBEDDING in shapes:
@@ -66,7 +67,9 @@ def _rotary_bytes(config: Mapping[str, Any]) -> int:
     positions = int(config.get("max_position_embeddings") or 0)
     if rope.get("rope_type", rope.get("type")) == "longrope":
         positions += int(config.get("original_max_position_embeddings") or 0)
-    return positions * int(_head_size(config) * share) * _FLOAT_BYTES
+    # Gemma 3 rotates its local layers by another base.
+    tables = 2 if str(config.get("model_type")).startswith("gemma3") else 1
+    return tables * positions * int(_head_size(config) * share) * _FLOAT_BYTES
 
 
 def _head_size(config: Mapping[str, Any]) -> int:

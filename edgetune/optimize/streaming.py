@@ -36,7 +36,7 @@ class _Packed:
         self.weight = weight
 
 
-def corrections(model_class: Any) -> Mapping[str, Callable[..., Any]]:
+def streaming(model_class: Any) -> Mapping[str, Callable[..., Any]]:
     """{method of the builder's `Model`: what takes its place}."""
     make_initializer, to_nbits = model_class.make_initializer, model_class.to_nbits
 
@@ -47,7 +47,8 @@ def corrections(model_class: Any) -> Mapping[str, Callable[..., Any]]:
         return model
 
     def register(self: Any, tensor: Any, /, name: str, **options: Any) -> None:
-        source = _matrix_of(tensor, self.mapped_files.release)
+        files = getattr(self, "mapped_files", None)  # some tables are made before loading
+        source = _matrix_of(tensor, files.release) if files else None
         if source is None or options.get("to") != ir.DataType.FLOAT or options.get("raw"):
             make_initializer(self, tensor, name, **options)
         else:

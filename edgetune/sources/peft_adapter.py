@@ -1,23 +1,21 @@
-"""An adapter from a folder that PEFT wrote."""
+"""An adapter from a folder that PEFT wrote, or from the hub by id and revision."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from edgetune.checkpoint.adapter import Adapter, read_adapter
 from edgetune.errors import InputRefusedError
+from edgetune.plan import Origin
+from edgetune.sources.huggingface import ADAPTER_FILES, find_folder
 
 
-def find_adapter(path: str) -> Adapter:
-    """The adapter in a folder: its configuration and the table of its tensors.
+def find_adapter(path: str, revision: str | None = None) -> tuple[Adapter, Origin]:
+    """The adapter in a folder or of a hub id: its configuration and the table of its tensors.
 
     PEFT saves an adapter that is not called `default` into a sub-folder of that name; a single
-    such sub-folder is taken. Raises InputRefusedError for anything else.
+    such sub-folder is taken. Raises InputRefusedError for anything else, and as `find_folder` does.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        msg = f"{path}: no such adapter folder"
-        raise InputRefusedError(msg, "name the folder that holds adapter_config.json")
+    found = find_folder(path, revision, ADAPTER_FILES, "adapter")
+    folder = found.folder
     if not (folder / "adapter_config.json").is_file():
         named = sorted(p.parent for p in folder.glob("*/adapter_config.json"))
         if len(named) > 1:
@@ -26,4 +24,5 @@ def find_adapter(path: str) -> Adapter:
             raise InputRefusedError(msg, "name one of them")
         if named:
             folder = named[0]
-    return read_adapter(folder.resolve())
+    origin = found.origin if found.origin.commit else Origin(folder.name)
+    return read_adapter(folder), origin

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
-from edgetune.errors import EdgetuneError, Problem, UsageError
+from edgetune.errors import EdgetuneError, InputRefusedError, Problem, UsageError
 from edgetune.files import sha256_of_file
-from edgetune.plan import AdapterInput, DataInput, Inputs
+from edgetune.plan import AdapterInput, DataInput, Inputs, Origin
 from edgetune.recipe import Recipe
 from edgetune.sources.huggingface import find_checkpoint
 from edgetune.sources.peft_adapter import find_adapter
@@ -31,32 +31,43 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
             problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
         return None
 
-    base = attempt(lambda: read_checkpoint(find_checkpoint(recipe.base.path, recipe.base.revision)))
+    base = attempt(lambda: _read_checkpoint(recipe.base.path, recipe.base.revision))
     before_path = recipe.base_before
-    before = (
-        attempt(lambda: read_checkpoint(find_checkpoint(before_path, None)))
-        if before_path is not None
-        else None
-    )
+    before = attempt(lambda: _read_checkpoint(before_path)) if before_path is not None else None
     adapters = [
-        AdapterInput(adapter, reference.weight, _digests(adapter.path, adapter.files))
+        AdapterInput(adapter, reference.weight, _digests(adapter.path, adapter.files), origin)
         for reference in recipe.adapters
-        if (adapter := attempt(lambda path=reference.path: find_adapter(path))) is not None  # type: ignore[misc]
+        if (found := attempt(lambda r=reference: find_adapter(r.path, r.revision)))  # type: ignore[misc]
+        for adapter, origin in [found]
     ]
     evaluation = attempt(lambda: _read_data(recipe.task, recipe.data.evaluation, "evaluation"))
     calibration = attempt(lambda: _read_data(recipe.task, recipe.data.calibration, "calibration"))
     if base is None:
         return None, problems
     inputs = Inputs(
-        base=base,
-        base_digests=_checkpoint_digests(base),
+        base=base[0],
+        base_digests=_checkpoint_digests(base[0]),
+        base_origin=base[1],
         adapters=tuple(adapters),
-        before=before,
-        before_digests=_checkpoint_digests(before) if before else {},
+        before=before[0] if before else None,
+        before_digests=_checkpoint_digests(before[0]) if before else {},
+        before_origin=before[1] if before else None,
         evaluation=evaluation,
         calibration=calibration,
     )
     return inputs, problems
+
+
+def _read_checkpoint(path: str, revision: str | None = None) -> tuple[CheckpointFolder, Origin]:
+    found = find_checkpoint(path, revision)
+    try:
+        return read_checkpoint(found.folder), found.origin
+    except InputRefusedError as why:
+        if found.origin.commit is None:
+            raise
+        # The hub's cache keeps no list of a snapshot that an older version began to download.
+        hint = f"{why.hint}; if a download broke off, delete {found.folder} and download it again"
+        raise InputRefusedError(why.message, hint) from why
 
 
 def _checkpoint_digests(checkpoint: CheckpointFolder) -> dict[str, str]:

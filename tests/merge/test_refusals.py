@@ -195,7 +195,7 @@ BASES: dict[str, tuple[Change, str]] = {
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
     "no model type": (config(model_type=None), "config.json: no model_type"),
-    "family": (config(model_type="mamba"), "model type 'mamba' is not supported yet"),
+    "family": (config(model_type="mamba"), "model type 'mamba' is not supported; supported are"),
     "classifier": (
         config(architectures=["LlamaForSequenceClassification"]),
         "LlamaForSequenceClassification is not a causal language model",
