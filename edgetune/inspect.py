@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgetune.checkpoint.adapter import read_adapter, refusal_of
+from edgetune.checkpoint.adapter import read_adapter
 from edgetune.checkpoint.families import unsupported_reason
+from edgetune.checkpoint.fit import refusal_of
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.errors import InputRefusedError
 from edgetune.runtime.describe import describe_package

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.checkpoint import adapter_fields
-from edgetune.checkpoint.adapter import Adapter, fit_problems, split_name
+from edgetune.checkpoint.adapter import TRAINED_TOKENS, Adapter, split_name
 from edgetune.checkpoint.families import is_four_bit, unsupported_reason
+from edgetune.checkpoint.fit import fit_problems
 from edgetune.checkpoint.folder import CheckpointFolder
+from edgetune.checkpoint.peft_types import label_of
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem, UsageError
 
 Weighted = Sequence[tuple[Adapter, float]]
@@ -103,6 +105,15 @@ def _weight_problems(adapters: Weighted) -> Iterator[Problem]:
     if len(adapters) == 1 and adapters[0][1] == 1:
         return
     for adapter, _ in adapters:
+        if not adapter_fields.is_plain_lora(adapter.config) or adapter.config.get(
+            "layer_replication"
+        ):
+            message = (
+                f"{adapter.path}: only plain LoRA adapters add up; {label_of(adapter.peft_type)} "
+                "with these options is merged alone, with weight 1"
+            )
+            yield Problem(message, _ONE_BY_ONE, INPUT_REFUSED)
+            continue
         if adapter.use_dora:
             message = (
                 f"{adapter.path}: the magnitude of DoRA makes a weighted sum undefined: it is "
@@ -111,11 +122,11 @@ def _weight_problems(adapters: Weighted) -> Iterator[Problem]:
             yield Problem(message, _ONE_BY_ONE, INPUT_REFUSED)
         # the stored weight under a LoRA embedding is read and compared by the merge itself
         whole = [n for n in adapter.tensors if not n.endswith(".base_layer.weight")]
-        whole = sorted(n for n in whole if not split_name(n)[1])
+        whole = sorted(n for n in whole if split_name(n)[1] in ("", TRAINED_TOKENS))
         if whole:
             message = (
-                f"{adapter.path}: {whole[0]} takes the base's place whole (modules_to_save, bias "
-                "or a stored embedding), which makes a weighted sum undefined"
+                f"{adapter.path}: {whole[0]} takes the base's place (modules_to_save, bias, "
+                "trained tokens or a stored embedding), which makes a weighted sum undefined"
             )
             yield Problem(message, _ONE_BY_ONE, INPUT_REFUSED)
 

@@ -14,8 +14,12 @@ from typing import Any
 
 import torch
 
+from edgetune.checkpoint.adapter import read_adapter, split_name
+from edgetune.checkpoint.folder import EMBEDDING, HEAD, read_checkpoint
 from edgetune.checkpoint.four_bit import bitsandbytes_config
+from edgetune.checkpoint.reshaped import vocabulary_rows
 from edgetune.checkpoint.skeleton import quiet
+from edgetune.checkpoint.tensors import load_tensor
 from edgetune.errors import InputRefusedError
 
 AdapterArgument = Mapping[str, Any]  # {"path": str, "weight": float}, as a step's arguments
@@ -33,7 +37,9 @@ def load_trained_model(
     says. Raises InputRefusedError when base or adapter does not load whole.
     """
     base = _load_base(Path(base_path), trained_as if onto == "dequantized" else None)
-    return _with_adapters(base, adapters) if adapters else base
+    if not adapters:
+        return base
+    return _with_adapters(_resized(base, Path(base_path), adapters), adapters)
 
 
 def load_base_alone(
@@ -43,11 +49,10 @@ def load_base_alone(
 ) -> Any:
     """The base as the adapters saw it, without them.
 
-    A causal language model has a head of its own, so there is none that an adapter brought and
-    that would have to stay (resized vocabularies are refused).
+    Where an adapter brought a larger vocabulary, its rows of the new tokens stay: without them
+    there would be no base to compare with.
     """
-    del adapters
-    return _load_base(Path(base_path), trained_as)
+    return _resized(_load_base(Path(base_path), trained_as), Path(base_path), adapters)
 
 
 def load_plain(path: str | Path, dtype: Any = torch.float32) -> Any:
@@ -95,6 +100,26 @@ def _from_pretrained(path: Path, **options: Any) -> Any:
     return model.eval()
 
 
+def _resized(model: Any, base: Path, adapters: Sequence[AdapterArgument]) -> Any:
+    """The base with the rows of an adapter's larger (or smaller) vocabulary, if it has one."""
+    for argument in adapters:
+        adapter = read_adapter(Path(argument["path"]))
+        rows = vocabulary_rows(adapter, read_checkpoint(base))
+        if rows is None:
+            continue
+        with quiet(), torch.no_grad():
+            before = model.get_input_embeddings().weight.shape[0]
+            model.resize_token_embeddings(rows, mean_resizing=False)
+            for key, entry in adapter.tensors.items():
+                module = {EMBEDDING: model.get_input_embeddings(), HEAD: model.lm_head}.get(
+                    split_name(key)[0]
+                )
+                if module is not None:
+                    stored = load_tensor(adapter.path, entry, torch.float32)
+                    module.weight[before:] = stored[before:]
+    return model
+
+
 def _with_adapters(base: Any, adapters: Sequence[AdapterArgument]) -> Any:
     with quiet():
         from peft import PeftConfig, PeftModel
@@ -116,15 +141,27 @@ def _load_adapter(model: Any, name: str, path: str) -> None:
         msg = f"{path}: PEFT refuses it ({' '.join(str(why).split())[:300]})"
         raise InputRefusedError(msg, "name the base that this adapter was trained on") from why
     for what in ("missing_keys", "unexpected_keys"):
-        if keys := sorted(getattr(told, what)):
-            msg = f"{path}: {what.replace('_', ' ')} when PEFT loads it: {keys[0]}"
+        keys = set(getattr(told, what))
+        if what == "missing_keys":
+            keys -= _other_names(model, keys)
+        if keys:
+            msg = f"{path}: {what.replace('_', ' ')} when PEFT loads it: {min(keys)}"
             raise InputRefusedError(msg, "name the base that this adapter was trained on")
 
 
+def _other_names(model: Any, keys: set[str]) -> set[str]:
+    """Those of these names that mean a parameter which has another name too: PEFT shares some
+    between all layers, and loads them under one name only."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(parameter) for name, parameter in named.items() if name not in keys}
+    return {key for key in keys if key in named and id(named[key]) in loaded}
+
+
 def weigh(model: Any, weights: Mapping[str, float]) -> None:
-    """Scale each adapter's delta by its weight, each layer with its own rank and alpha."""
+    """Scale each LoRA adapter's delta by its weight, each layer with its own rank and alpha."""
     from peft.tuners.lora.layer import LoraLayer
 
+    weights = {name: weight for name, weight in weights.items() if weight != 1}
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for name, weight in weights.items():
