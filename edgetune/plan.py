@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgetune.checkpoint.adapter import Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
+from edgetune.checkpoint.experts import experts_problems
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.device import Device, is_here
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
@@ -162,6 +163,7 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
+    yield from experts_problems(base.config, str(base.path))
     if reason := export_problem(base.config):
         yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None

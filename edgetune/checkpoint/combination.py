@@ -14,7 +14,8 @@ from typing import Any
 
 from edgetune.checkpoint import adapter_fields
 from edgetune.checkpoint.adapter import TRAINED_TOKENS, Adapter, split_name
-from edgetune.checkpoint.families import is_four_bit, unsupported_reason
+from edgetune.checkpoint.experts import EXPERTS, merge_reason
+from edgetune.checkpoint.families import is_four_bit
 from edgetune.checkpoint.fit import fit_problems
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.checkpoint.peft_types import label_of
@@ -30,7 +31,7 @@ def merge_problems(
     base: CheckpointFolder, adapters: Weighted, trained_as: Mapping[str, Any] | None, onto: str
 ) -> list[Problem]:
     """Every reason why these adapters cannot be merged onto this base."""
-    if reason := unsupported_reason(base.config):
+    if reason := merge_reason(base.config):
         return [Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)]
     found = list(_quantization_problems(base, adapters, trained_as, onto))
     for adapter, _ in adapters:
@@ -76,6 +77,9 @@ def _quantization_problems(
         kinds = ("4-bit", "none are") if stored else ("plain", "4-bit ones are")
         message = f"{base.path}: config.json says {kinds[0]} weights, and {kinds[1]} stored"
         yield Problem(message, "take the config.json that belongs to them", INPUT_REFUSED)
+    if base.model_type in EXPERTS and (stored or trained_as):
+        message = f"{base.path}: 4-bit weights of a mixture of experts are not supported"
+        yield Problem(message, "train over the plain weights", INPUT_REFUSED)
     if trained_as and not adapters:
         message = "trained_as says how the base was quantized under an adapter; there is none"
         yield Problem(message, "leave trained_as out for a full fine-tune")

@@ -17,6 +17,7 @@ from edgetune.checkpoint.adapter import (
     base_shape,
     split_name,
 )
+from edgetune.checkpoint.experts import place_of
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder
 from edgetune.checkpoint.header import FLOAT_DTYPES
 from edgetune.checkpoint.reshaped import reshaped, shape_problems
@@ -89,8 +90,9 @@ def _expected_shape(name: str, adapter: Adapter, base: CheckpointFolder) -> tupl
 
 
 def _module_names(base: CheckpointFolder) -> frozenset[str]:
-    """The modules that hold the base's tensors."""
-    return frozenset(name.rpartition(".")[0] for name in base.tensors) | {
+    """The modules that hold the base's tensors, as the model names them."""
+    parameters = (place_of(base.model_type, name).parameter for name in base.tensors)
+    return frozenset(parameter.rpartition(".")[0] for parameter in parameters) | {
         name.removesuffix(".weight") for name in (EMBEDDING, HEAD)
     }
 

@@ -39,6 +39,12 @@ def vocabulary_rows(adapter: Adapter, base: CheckpointFolder) -> int | None:
 def shape_problems(adapter: Adapter, base: CheckpointFolder) -> Iterator[Problem]:
     """Why the base cannot be given the adapter's shape."""
     count = base.config.get("num_hidden_layers")
+    if adapter.config.get("layer_replication") and base.config.get("layer_types"):
+        message = (
+            f"{adapter.path}: layer_replication: PEFT repeats layers without their types, which "
+            f"the config of {base.model_type} lists, and the model does not run"
+        )
+        yield Problem(message, "train without layer_replication on this base", INPUT_REFUSED)
     for start, stop in adapter.config.get("layer_replication") or ():
         if not (isinstance(count, int) and 0 <= start < stop <= count):
             message = (
@@ -68,7 +74,6 @@ def _stored(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 
 def _replicated(base: CheckpointFolder, layers: Sequence[int]) -> CheckpointFolder:
-    count = base.config.get("num_hidden_layers")
     tensors = {name: entry for name, entry in base.tensors.items() if not _LAYER.fullmatch(name)}
     for name, entry in base.tensors.items():
         if match := _LAYER.fullmatch(name):
@@ -76,7 +81,4 @@ def _replicated(base: CheckpointFolder, layers: Sequence[int]) -> CheckpointFold
                 if old == int(match["layer"]):
                     tensors[f"model.layers.{new}.{match['rest']}"] = entry
     config: dict[str, Any] = {**base.config, "num_hidden_layers": len(layers)}
-    for field, value in base.config.items():
-        if isinstance(value, list) and len(value) == count and field == "layer_types":
-            config[field] = [value[old] for old in layers]
     return replace(base, tensors=tensors, config=config)

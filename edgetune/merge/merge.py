@@ -12,6 +12,7 @@ from typing import Any
 
 from edgetune.checkpoint.adapter import Adapter, read_adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings, raise_problems
+from edgetune.checkpoint.experts import stored_shapes
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.checkpoint.four_bit import quantized_by_transformers
 from edgetune.checkpoint.reshaped import reshaped
@@ -40,7 +41,8 @@ def merge_step(
     adapters = [(read_adapter(Path(a["path"])), float(a["weight"])) for a in arguments["adapters"]]
     raise_problems(merge_problems(base, adapters, trained_as, onto))
     model = meta_model(base)
-    prove_base(base, {name: tuple(p.shape) for name, p in model.state_dict().items()})
+    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    prove_base(base, stored_shapes(base.model_type, shapes))
     stored, base = base, reshaped(base, [adapter for adapter, _ in adapters])
     if base is not stored:
         model = meta_model(base)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edgetune.checkpoint.adapter import base_shape
+from edgetune.checkpoint.experts import Place, place_of, stored_names
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
 from edgetune.checkpoint.four_bit import four_bit_weight
 from edgetune.checkpoint.header import TensorEntry
@@ -91,8 +92,10 @@ def _output(work: Work, name: str) -> tuple[Output, bool]:
     shape = _shape(work, name)
     blocks: Callable[[], Iterable[torch.Tensor]]
     if unit is not None:
-        shape = _unit_shape(unit, leaf)
-        blocks = partial(_merged_leaf, work, unit, leaf)
+        place = place_of(work.base.model_type, name)
+        leaf = place.parameter.rpartition(".")[2]
+        shape = shape if place.expert is not None else _unit_shape(unit, leaf)
+        blocks = partial(_merged_leaf, work, unit, leaf, place)
     elif layer is not None and leaf == "weight":
         blocks = partial(merged_weight, layer, _rows(work, name), shape)
     elif layer is not None and any(part == "lora_B.bias" for _, part in layer.parts):
@@ -117,7 +120,8 @@ def _names(work: Work, name: str) -> tuple[str, ...]:
 
 
 def _unit(work: Work, name: str) -> Unit | None:
-    modules = (n.rpartition(".")[0] for n in _names(work, name))
+    places = (place_of(work.base.model_type, n).parameter for n in _names(work, name))
+    modules = (parameter.rpartition(".")[0] for parameter in places)
     return next((work.adapted.units[m] for m in modules if m in work.adapted.units), None)
 
 
@@ -134,12 +138,21 @@ def _unit_shape(unit: Unit, leaf: str) -> tuple[int, ...]:
     return own.entry.shape if own else unit.leaves[leaf]
 
 
-def _merged_leaf(work: Work, unit: Unit, leaf: str) -> Iterator[torch.Tensor]:
-    def weights(leaf: str) -> torch.Tensor:
-        name = f"{unit.module}.{leaf}"
-        return _rows(work, name)(0, _shape(work, name)[0])
+def _merged_leaf(work: Work, unit: Unit, leaf: str, place: Place) -> Iterator[torch.Tensor]:
+    """A merged parameter of a unit, or the part of it that one stored tensor holds."""
 
-    yield from work.merger.leaf(unit, leaf, weights)
+    def weights(leaf: str) -> torch.Tensor:
+        parameter, shape = f"{unit.module}.{leaf}", unit.leaves[leaf]
+        names = stored_names(work.base.model_type, parameter, shape)
+        parts = [_rows(work, name)(0, _shape(work, name)[0]) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts).reshape(shape)
+
+    merged = work.merger.leaf(unit, leaf, weights)
+    if place.expert is not None:
+        merged = merged[place.expert]
+        if place.half is not None:
+            merged = merged.chunk(2)[place.half]
+    yield merged
 
 
 def _shape(work: Work, name: str) -> tuple[int, ...]:

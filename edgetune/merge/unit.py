@@ -8,6 +8,7 @@ model's depth. A tensor that PEFT would not save for this layer, or would miss, 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,17 +59,18 @@ class Unit:
 
 @dataclass
 class Merger:
-    """Merges units and keeps the last one's parameters, which are asked for one after another."""
+    """Merges units and keeps the last one's parameters, which are asked for one after another (of
+    a mixture of experts in many pieces)."""
 
     module: str = ""
     held: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def leaf(self, unit: Unit, leaf: str, weights: Weights) -> Iterator[torch.Tensor]:
-        """One merged parameter of a unit, as the single block that it is."""
-        if self.module != unit.module or leaf not in self.held:
+    def leaf(self, unit: Unit, leaf: str, weights: Weights) -> torch.Tensor:
+        """One merged parameter of a unit."""
+        if self.module != unit.module:
             self.held.clear()
             self.module, self.held = unit.module, merged_parameters(unit, weights)
-        yield self.held.pop(leaf)
+        return self.held[leaf]
 
 
 def merged_parameters(unit: Unit, weights: Weights) -> dict[str, torch.Tensor]:
@@ -84,7 +86,7 @@ def merged_parameters(unit: Unit, weights: Weights) -> dict[str, torch.Tensor]:
     parent, skeleton, leaf = _get_submodules(tuner.model, unit.module)
     setattr(parent, leaf, fresh)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _own_ranks(unit):
             _make(unit, parent, leaf)
             layer = getattr(parent, leaf)
             if layer is fresh:
@@ -107,17 +109,26 @@ def _filled(unit: Unit, weights: Weights) -> Any:
     return fresh
 
 
+@contextlib.contextmanager
+def _own_ranks(unit: Unit) -> Iterator[None]:
+    """AdaLoRA's ranks of this module alone: PEFT would look for the layers of all others."""
+    config = unit.peft.peft_config[unit.name]
+    whole = getattr(config, "rank_pattern", None)
+    if config.peft_type == "ADALORA" and whole:
+        own = {key: kept for key, kept in whole.items() if key.startswith(f"{unit.module}.")}
+        config.rank_pattern = own or None
+    try:
+        yield
+    finally:
+        if config.peft_type == "ADALORA":
+            config.rank_pattern = whole
+
+
 def _make(unit: Unit, parent: Any, leaf: str) -> None:
     """Let PEFT make its layers on the module, one inside the other where there are several."""
     name = unit.name
     tuner = unit.peft.base_model
     config = unit.peft.peft_config[name]
-    if config.peft_type == "ADALORA" and config.rank_pattern:
-        config = copy.copy(config)
-        config.rank_pattern = {
-            key: kept for key, kept in config.rank_pattern.items() if key.startswith(unit.module)
-        }
-        unit.peft.peft_config[name] = tuner.peft_config[name] = config
     try:
         for place in unit.places:
             target = getattr(parent, leaf)
@@ -144,7 +155,8 @@ def _load(unit: Unit) -> None:
     for key in sorted(unit.tensors):
         if key not in whole:
             raise _misfit(unit, key, "belongs to nothing that its config names")
-    tensors = {k: unit.ledger.load(s) for k, s in unit.tensors.items() if ".base_layer." not in k}
+    filled = {f"{prefix}base_layer.{leaf}" for leaf in unit.leaves}
+    tensors = {k: unit.ledger.load(s) for k, s in unit.tensors.items() if k not in filled}
     shared = {key: unit.ledger.load(source, note=False) for key, source in unit.shared.items()}
     try:
         mapped = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]._remap_adapter_state_dict_for_load(
