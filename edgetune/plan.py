@@ -168,7 +168,8 @@ def problems(
         yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]
-    yield from merge_problems(base, weighted, trained_as, recipe.onto)
+    combine = recipe.combine.model_dump() if recipe.combine else None
+    yield from merge_problems(base, weighted, trained_as, recipe.onto, combine)
 
 
 def warnings_of(inputs: Inputs) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgetune.checkpoint import adapter_fields
 from edgetune.checkpoint.adapter import TRAINED_TOKENS, Adapter, split_name
+from edgetune.checkpoint.combine import combine_problems
 from edgetune.checkpoint.experts import EXPERTS, merge_reason
 from edgetune.checkpoint.families import is_four_bit
 from edgetune.checkpoint.fit import fit_problems
@@ -28,7 +29,11 @@ _ONE_BY_ONE = "build each of them on its own, or merge the LoRA adapters only"
 
 
 def merge_problems(
-    base: CheckpointFolder, adapters: Weighted, trained_as: Mapping[str, Any] | None, onto: str
+    base: CheckpointFolder,
+    adapters: Weighted,
+    trained_as: Mapping[str, Any] | None,
+    onto: str,
+    combine: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """Every reason why these adapters cannot be merged onto this base."""
     if reason := merge_reason(base.config):
@@ -36,6 +41,8 @@ def merge_problems(
     found = list(_quantization_problems(base, adapters, trained_as, onto))
     for adapter, _ in adapters:
         found.extend(fit_problems(adapter, base))
+    if combine:
+        found.extend(combine_problems([adapter for adapter, _ in adapters], combine))
     found.extend(_weight_problems(adapters))
     found.extend(_base_problems([adapter for adapter, _ in adapters]))
     return found

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from edgetune.checkpoint.adapter import read_adapter, split_name
+from edgetune.checkpoint.adapter import PREFIX, read_adapter, split_name
+from edgetune.checkpoint.combine import NAME, ONE_BY_ONE
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, read_checkpoint
 from edgetune.checkpoint.four_bit import bitsandbytes_config
 from edgetune.checkpoint.reshaped import vocabulary_rows
@@ -30,16 +31,18 @@ def load_trained_model(
     trained_as: Mapping[str, Any] | None,
     adapters: Sequence[AdapterArgument],
     onto: str = "dequantized",
+    combine: Mapping[str, Any] | None = None,
 ) -> Any:
     """The base as the adapters saw it, with all of them active at their weights, unmerged.
 
+    With `combine` (a recipe's) PEFT's own combination of them is active in their place.
     With `onto` "original" the adapters lie over the base as it is stored, whatever `trained_as`
     says. Raises InputRefusedError when base or adapter does not load whole.
     """
     base = _load_base(Path(base_path), trained_as if onto == "dequantized" else None)
     if not adapters:
         return base
-    return _with_adapters(_resized(base, Path(base_path), adapters), adapters)
+    return with_adapters(_resized(base, Path(base_path), adapters), adapters, combine)
 
 
 def load_base_alone(
@@ -120,7 +123,10 @@ def _resized(model: Any, base: Path, adapters: Sequence[AdapterArgument]) -> Any
     return model
 
 
-def _with_adapters(base: Any, adapters: Sequence[AdapterArgument]) -> Any:
+def with_adapters(
+    base: Any, adapters: Sequence[AdapterArgument], combine: Mapping[str, Any] | None = None
+) -> Any:
+    """PEFT's model of these adapters over a base. Raises InputRefusedError as the module says."""
     with quiet():
         from peft import PeftConfig, PeftModel
 
@@ -130,7 +136,12 @@ def _with_adapters(base: Any, adapters: Sequence[AdapterArgument]) -> Any:
         for name, adapter in zip(names, adapters, strict=True):
             _load_adapter(model, name, str(adapter["path"]))
         model.base_model.set_adapter(names)
-    weigh(model, {n: float(a["weight"]) for n, a in zip(names, adapters, strict=True)})
+    weights = [float(adapter["weight"]) for adapter in adapters]
+    if combine:
+        with quiet():
+            _combine(model, names, weights, combine)
+    else:
+        weigh(model, dict(zip(names, weights, strict=True)))
     return model.eval()
 
 
@@ -155,6 +166,38 @@ def _other_names(model: Any, keys: set[str]) -> set[str]:
     named = dict(model.named_parameters(remove_duplicate=False))
     loaded = {id(parameter) for name, parameter in named.items() if name not in keys}
     return {key for key in keys if key in named and id(named[key]) in loaded}
+
+
+def _combine(
+    model: Any, adapters: Sequence[str], weights: Sequence[float], settings: Mapping[str, Any]
+) -> None:
+    """Add PEFT's combination of these adapters to a PEFT model as `NAME`, and make it active.
+
+    What is drawn at random is drawn from the seed. Raises InputRefusedError where PEFT refuses, or
+    would leave a part of an adapter out.
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(settings["seed"])
+            model.base_model.add_weighted_adapter(
+                list(adapters),
+                list(weights),
+                NAME,
+                combination_type=settings["how"],
+                svd_rank=settings["rank"],
+                density=settings["density"],
+                majority_sign_method=settings["majority_sign_method"],
+            )
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as why:
+        msg = f"combine: {settings['how']}: PEFT refuses it ({' '.join(str(why).split())[:300]})"
+        raise InputRefusedError(msg, ONE_BY_ONE) from why
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and NAME not in {*module.lora_A, *module.lora_embedding_A}:
+            msg = f"combine: {settings['how']}: PEFT leaves {name.removeprefix(PREFIX)} out"
+            raise InputRefusedError(msg, ONE_BY_ONE)
+    model.base_model.set_adapter(NAME)
 
 
 def weigh(model: Any, weights: Mapping[str, float]) -> None:

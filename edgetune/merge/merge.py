@@ -6,6 +6,7 @@ training. Every tensor of every adapter is used exactly once, or the merge is re
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edgetune.errors import InputRefusedError
 from edgetune.files import copy_file, dump_json, write_text
 from edgetune.merge.adapted import Adapted, adapt
 from edgetune.merge.base import prove_base
+from edgetune.merge.combined import combined_adapter
 from edgetune.merge.outputs import Work, base_rows, make_outputs
 
 
@@ -30,16 +32,18 @@ def merge_step(
 ) -> dict[str, Any]:
     """Write the merged checkpoint into `out`; see the module's docstring.
 
-    `arguments`: base {path, trained_as}, adapters [{path, weight}], onto, merge_dtype. The facts
-    are the tensors used and in all, onto what was merged (null where the base never was 4-bit),
-    the touched tensors, whether embeddings were untied, the rounding, warnings.
+    `arguments`: base {path, trained_as}, adapters [{path, weight}], combine (a recipe's, or null),
+    onto, merge_dtype. The facts are the tensors used and in all, onto what was merged (null where
+    the base never was 4-bit), the touched tensors, whether embeddings were untied, the rounding,
+    warnings.
     Raises InputRefusedError, UsageError.
     """
     progress("reading base and adapters")
     base = read_checkpoint(Path(arguments["base"]["path"]))
     trained_as, onto = arguments["base"]["trained_as"], str(arguments["onto"])
     adapters = [(read_adapter(Path(a["path"])), float(a["weight"])) for a in arguments["adapters"]]
-    raise_problems(merge_problems(base, adapters, trained_as, onto))
+    combine = arguments.get("combine")
+    raise_problems(merge_problems(base, adapters, trained_as, onto, combine))
     model = meta_model(base)
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     prove_base(base, stored_shapes(base.model_type, shapes))
@@ -49,21 +53,30 @@ def merge_step(
     four_bit = base.packed
     if trained_as and not four_bit and onto == "dequantized":
         four_bit = quantized_by_transformers(model, trained_as)
-    adapted = adapt(base, adapters, base_rows(base, four_bit, trained_as))
-    work = Work(base, adapted, four_bit, trained_as, str(arguments["merge_dtype"]))
-    outputs, touched = make_outputs(work)
+    total = sum(len(adapter.tensors) for adapter, _ in adapters)
+    load = base_rows(base, four_bit, trained_as)
+    with contextlib.ExitStack() as stack:
+        merged = adapters
+        if combine:
+            progress(f"combining the adapters: {combine['how']}")
+            merged = [(stack.enter_context(combined_adapter(base, adapters, combine)), 1.0)]
+        adapted = adapt(base, merged, load)
+        work = Work(base, adapted, four_bit, trained_as, str(arguments["merge_dtype"]))
+        outputs, touched = make_outputs(work)
 
-    done: list[str] = []
+        done: list[str] = []
 
-    def told(name: str) -> None:
-        done.append(name)
-        progress(f"tensor {len(done)} of {len(outputs)}: {name}")
+        def told(name: str) -> None:
+            done.append(name)
+            progress(f"tensor {len(done)} of {len(outputs)}: {name}")
 
-    write_checkpoint_weights(out, outputs, told)
-    _write_side_files(stored, out, work, touched, [adapter for adapter, _ in adapters])
+        write_checkpoint_weights(out, outputs, told)
+        _write_side_files(stored, out, work, touched, [adapter for adapter, _ in merged])
+        used = _prove_all_used(adapted, [adapter for adapter, _ in merged])
     return {
-        "tensors_used": _prove_all_used(adapted, [adapter for adapter, _ in adapters]),
-        "tensors_total": sum(len(adapter.tensors) for adapter, _ in adapters),
+        # PEFT combined all of them, or refused
+        "tensors_used": total if combine else used,
+        "tensors_total": total,
         "onto": onto if trained_as or base.packed else None,
         "touched": touched,
         "untied": work.untied,

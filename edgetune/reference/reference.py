@@ -68,17 +68,18 @@ class _Job:
 def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`.
 
-    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], onto, merge_dtype,
-    checkpoint (the merged folder), task, evaluation (JSON lines or null), seed, threads. Facts:
-    parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit, kl_base,
-    positions, items.
+    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine, onto,
+    merge_dtype, checkpoint (the merged folder, whose tokenizer is what ships), task, evaluation
+    (JSON lines or null), seed, threads. Facts: parity_max_abs, parity_limit, parity_enforced,
+    parity_against, largest_logit, kl_base, positions, items.
 
     Raises UsageError for evaluation data that does not fit, InputRefusedError for a base without
     a usable tokenizer, StepFailedError when the merged checkpoint misses parity.
     """
     base = Path(arguments["base"]["path"])
-    tokenizer = load_tokenizer(base)
-    eos = eos_token_ids(base, tokenizer)
+    shipped = Path(arguments["checkpoint"])
+    tokenizer = load_tokenizer(shipped)
+    eos = eos_token_ids(shipped, tokenizer)
     job = _Job(arguments, out, progress, tokenizer, eos, context_length(base))
     given = _items_of_data(job)
     with deterministic(threads_for(base, int(arguments["threads"]))):
@@ -102,7 +103,7 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
                 answers=answers,
                 base=alone,
                 eos_token_ids=eos,
-                generation=generation_settings(base, tokenizer),
+                generation=generation_settings(shipped, tokenizer),
                 tokenizer_cases=make_cases(tokenizer),
             )
             write_self_test(out / "self_test", reference, rows, load_task(arguments["task"]))
@@ -192,7 +193,11 @@ def _load_trained(arguments: Mapping[str, Any], onto: str) -> Any:
 
     base = arguments["base"]
     return load_trained_model(
-        Path(base["path"]), base["trained_as"], arguments["adapters"], onto=onto
+        Path(base["path"]),
+        base["trained_as"],
+        arguments["adapters"],
+        onto=onto,
+        combine=arguments.get("combine"),
     )
 
 
