@@ -2,8 +2,9 @@
 
 Tensor names, as PEFT writes them: `base_model.model.<module>.<part>`, the adapter's name left out;
 parts are `lora_A.weight`, `lora_B.weight`, `lora_B.bias`, `lora_embedding_A`, `lora_embedding_B`,
-`lora_magnitude_vector` (DoRA). Any other name is a whole tensor that takes the base's place:
-`modules_to_save`, biases, `base_layer.weight` of targeted embeddings.
+`lora_magnitude_vector` (DoRA), `token_adapter.trainable_tokens_delta`. Any other name is a whole
+tensor that takes the base's place: `modules_to_save`, biases, `base_layer.weight` of targeted
+embeddings. Types other than LoRA have parts of their own, which only PEFT knows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TRAINED_TOKENS = "token_adapter.trainable_tokens_delta"
 _PART = re.compile(
     r"(?P<module>.+)\."
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector"
-    r"|token_adapter\.trainable_tokens_delta)"
+    r"|token_adapter\.trainable_tokens_delta|(modules_to_save|original_module)\.\w+)"
 )
 _QUANT_STATE = ".quant_state.bitsandbytes__"
 
@@ -107,7 +108,30 @@ def split_name(name: str) -> tuple[str, str]:
     if match := _PART.fullmatch(bare):
         return match["module"], match["part"]
     head, _, tail = bare.rpartition(".")
-    return f"{head.removesuffix('.base_layer')}.{tail}", ""
+    head = head.removesuffix(".base_layer").removesuffix(".token_adapter")
+    return f"{head}.{tail}", ""
+
+
+def is_beside(part: str) -> bool:
+    """True for what PEFT saves beside a saved module when it saves embeddings: the same values
+    again (`modules_to_save.weight`), and the base's own that they displace
+    (`original_module.weight`)."""
+    return part.startswith(("modules_to_save.", "original_module."))
+
+
+def twin_of(name: str) -> str | None:
+    """The tensor that a tensor must be a copy of, where PEFT saves one twice; None for others.
+
+    >>> twin_of("base_model.model.lm_head.modules_to_save.weight")
+    'base_model.model.lm_head.weight'
+    """
+    module, part = split_name(name)
+    if part.startswith("modules_to_save."):
+        return f"{PREFIX}{module}.{part.removeprefix('modules_to_save.')}"
+    head, embedding = (n.removesuffix(".weight") for n in (HEAD, EMBEDDING))
+    if module == head and part == TRAINED_TOKENS:
+        return f"{PREFIX}{embedding}.{TRAINED_TOKENS}"
+    return None
 
 
 def base_shape(base: CheckpointFolder, name: str) -> tuple[int, ...] | None:

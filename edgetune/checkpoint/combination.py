@@ -20,6 +20,7 @@ from edgetune.checkpoint.families import is_four_bit
 from edgetune.checkpoint.fit import fit_problems
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.checkpoint.peft_types import label_of
+from edgetune.checkpoint.reshaped import vocabulary_rows
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem, UsageError
 
 Weighted = Sequence[tuple[Adapter, float]]
@@ -69,10 +70,17 @@ def merge_warnings(base: CheckpointFolder, adapters: Sequence[Adapter]) -> list[
             )
         if unknown := adapter_fields.unknown_fields(adapter.config):
             found.append(
-                f"{adapter.path.name}: {adapter.path.name}/adapter_config.json has fields that "
+                f"{adapter.path.name}: adapter_config.json has fields that "
                 f"PEFT 0.21 does not know, ignored: {', '.join(unknown)}"
             )
-        found.extend(_side_file_warnings(base, adapter))
+        rows = vocabulary_rows(adapter, base)
+        if rows is not None and not adapter.tokenizer_files:
+            found.append(
+                f"{adapter.path.name}: changes the vocabulary to {rows} and brings no tokenizer; "
+                "the base's is used"
+            )
+        if rows is None or not adapter.tokenizer_files:
+            found.extend(_side_file_warnings(base, adapter))
     return found
 
 

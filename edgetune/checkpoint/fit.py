@@ -15,6 +15,7 @@ from edgetune.checkpoint.adapter import (
     WEIGHTS_FILE,
     Adapter,
     base_shape,
+    is_beside,
     split_name,
 )
 from edgetune.checkpoint.experts import place_of
@@ -74,12 +75,14 @@ def _expected_shape(name: str, adapter: Adapter, base: CheckpointFolder) -> tupl
     module, part = split_name(name)
     if not part:
         return _shape(base, module)
+    if is_beside(part):
+        return _shape(base, f"{module}.{part.partition('.')[2]}")
     weight = _shape(base, f"{module}.weight")
     if weight is None or len(weight) != 2:
         return None
     rows, columns = weight
     if part == TRAINED_TOKENS:
-        return _tokens(adapter, module), columns
+        return _tokens(adapter, module, base.tied), columns
     rank = _pattern_value(adapter, module)
     if part.startswith("lora_embedding"):  # an embedding's rows are its input
         return (rank, rows) if part.endswith("_A") else (columns, rank)
@@ -113,12 +116,12 @@ def _shape(base: CheckpointFolder, name: str) -> tuple[int, ...] | None:
     return shape
 
 
-def _tokens(adapter: Adapter, module: str) -> int:
-    """How many rows trainable_token_indices trains in a module."""
+def _tokens(adapter: Adapter, module: str, tied: bool) -> int:
+    """How many rows trainable_token_indices trains in a module; a tied head has its embedding's."""
     indices = adapter.config.get("trainable_token_indices") or []
     if isinstance(indices, dict):
-        ends = (v for k, v in indices.items() if module == k or module.endswith(f".{k}"))
-        indices = next(ends, [])
+        ends = [v for k, v in indices.items() if module == k or module.endswith(f".{k}")]
+        indices = next(iter(ends or (indices.values() if tied else [])), [])
     return len(indices)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from edgetune.checkpoint.adapter import PREFIX, read_adapter, split_name
+from edgetune.checkpoint.adapter import PREFIX, read_adapter, split_name, twin_of
 from edgetune.checkpoint.combine import NAME, ONE_BY_ONE
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, read_checkpoint
 from edgetune.checkpoint.four_bit import bitsandbytes_config
@@ -155,9 +155,25 @@ def _load_adapter(model: Any, name: str, path: str) -> None:
         keys = set(getattr(told, what))
         if what == "missing_keys":
             keys -= _other_names(model, keys)
+        else:
+            keys -= _copies(Path(path), keys)
         if keys:
             msg = f"{path}: {what.replace('_', ' ')} when PEFT loads it: {min(keys)}"
             raise InputRefusedError(msg, "name the base that this adapter was trained on")
+
+
+def _copies(path: Path, keys: set[str]) -> set[str]:
+    """Those of these tensors that PEFT saved twice, and loads under the other name."""
+    if not keys:
+        return set()
+    adapter = read_adapter(path)
+    found = set()
+    for key in keys & adapter.tensors.keys():
+        twin = adapter.tensors.get(twin_of(key) or "")
+        one = load_tensor(path, adapter.tensors[key])
+        if twin is not None and one.equal(load_tensor(path, twin)):
+            found.add(key)
+    return found
 
 
 def _other_names(model: Any, keys: set[str]) -> set[str]:

@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgetune.checkpoint.adapter import PREFIX, TRAINED_TOKENS, WEIGHTS_FILE, Adapter, split_name
+from edgetune.checkpoint.adapter import (
+    PREFIX,
+    TRAINED_TOKENS,
+    WEIGHTS_FILE,
+    Adapter,
+    is_beside,
+    split_name,
+    twin_of,
+)
 from edgetune.checkpoint.adapter_fields import is_plain_lora
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder
 from edgetune.checkpoint.skeleton import meta_model, quiet
@@ -101,6 +109,8 @@ def _adapt_lora(base: CheckpointFolder, adapters: Sequence[tuple[Adapter, float]
         for key, entry in adapter.tensors.items():
             module, part = split_name(key)
             source = Source(name, adapter, entry)
+            if _is_copy(source, module, part, token_rows, ledger):
+                continue
             if part == TRAINED_TOKENS:
                 tokens[f"{module}.weight"] = Tokens(source, token_rows[module])
             elif part:
@@ -139,6 +149,7 @@ def _adapt_units(base: CheckpointFolder, adapter: Adapter, load: Load) -> Adapte
     modules = {place.module for place in places}
     buffers = shared_indices(peft, name, places) if adapter.peft_type == "UNILORA" else {}
     sources = {key: Source(name, adapter, entry) for key, entry in adapter.tensors.items()}
+    ledger = Ledger()
     by_module: dict[str, dict[str, Source]] = {module: {} for module in modules}
     shared: dict[str, Source] = {}
     tokens: dict[str, Tokens] = {}
@@ -151,12 +162,14 @@ def _adapt_units(base: CheckpointFolder, adapter: Adapter, load: Load) -> Adapte
         holders = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
         if module := next((holder for holder in holders if holder in modules), None):
             by_module[module][key] = source
-        elif key.endswith(f".{TRAINED_TOKENS}"):
-            module = split_name(key)[0]
+            continue
+        module, part = split_name(key)
+        if _is_copy(source, module, part, rows, ledger):
+            continue
+        if part == TRAINED_TOKENS:
             tokens[f"{module}.weight"] = Tokens(source, rows.get(module, ()))
         else:
             whole[key] = source
-    ledger = Ledger()
     if adapter.peft_type == "TRAINABLE_TOKENS" and base.tied:
         _prove_tied_tokens(by_module, whole, ledger)
     prove_whole(peft, name, adapter, whole, modules)
@@ -261,6 +274,26 @@ def _token_rows(
             (indices,) = module.token_adapter.token_indices.values()
             rows[bare] = tuple(int(index) for index in indices)
     return rows
+
+
+def _is_copy(
+    source: Source, module: str, part: str, rows: Mapping[str, tuple[int, ...]], ledger: Ledger
+) -> bool:
+    """True for a tensor that the file holds twice, or that another one displaces: proved, noted.
+
+    `rows`: of the modules that train single tokens of their own.
+    """
+    twin = twin_of(source.entry.name)
+    if twin is None or (part == TRAINED_TOKENS and module in rows):
+        if is_beside(part):
+            ledger.note(source)
+        return is_beside(part)
+    entry = source.adapter.tensors.get(twin)
+    other = Source(source.name, source.adapter, entry) if entry else None
+    if other is None or not ledger.load(source).equal(ledger.load(other, note=False)):
+        msg = f"{source.adapter.path}: {source.entry.name} is not the same as {twin}"
+        raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
+    return True
 
 
 def _prove_tied_tokens(
