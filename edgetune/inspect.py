@@ -77,7 +77,7 @@ def _adapter(path: Path) -> dict[str, Any]:
 def _is_own(name: str) -> bool:
     """True for what the adapter learned: no second copy, no weight of the base saved along."""
     whole_base = name.endswith((".base_layer.weight", ".original_module.weight"))
-    return not whole_base and not name.split(".")[-2:-1] == ["modules_to_save"]
+    return not whole_base and name.split(".")[-2:-1] != ["modules_to_save"]
 
 
 def _is_number(entry: TensorEntry) -> bool:

@@ -95,6 +95,9 @@ def type_problem(config: Mapping[str, Any]) -> str | None:
         "alpha_pattern": (lambda v: _is_mapping(v, _is_number), "a mapping of numbers"),
         "target_modules": (_are_names, "a name, a pattern or a list of names"),
         "modules_to_save": (_are_names, "a list of names"),
+        "target_parameters": (_are_names, "a list of names"),
+        "layer_replication": (_are_ranges, "a list of pairs of layers"),
+        "trainable_token_indices": (_are_tokens, "a list of numbers, or one for each module"),
         "bias": (lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
         "base_model_name_or_path": (lambda v: isinstance(v, str), "text"),
         **{
@@ -126,6 +129,18 @@ def _is_number(value: Any) -> bool:
 
 def _is_mapping(value: Any, fits: Any) -> bool:
     return isinstance(value, dict) and all(fits(v) for v in value.values())
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int for v in value)
+
+
+def _are_ranges(value: Any) -> bool:
+    return isinstance(value, list) and all(_are_numbers(v) and len(v) == 2 for v in value)
+
+
+def _are_tokens(value: Any) -> bool:
+    return _are_numbers(value) or _is_mapping(value, _are_numbers)
 
 
 def _are_names(value: Any) -> bool:

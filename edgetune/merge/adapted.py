@@ -272,7 +272,14 @@ def _token_rows(
             raise InputRefusedError(msg, "train either single tokens or an adapter on embeddings")
         if module.token_adapter.tied_adapter is None:
             (indices,) = module.token_adapter.token_indices.values()
-            rows[bare] = tuple(int(index) for index in indices)
+            count = module.token_adapter.get_base_layer().weight.shape[0]
+            if len(set(indices)) < len(indices) or not all(0 <= i < count for i in indices):
+                msg = (
+                    f"{adapter.path}: trainable_token_indices of {bare} are not different numbers "
+                    f"from 0 to {count - 1}"
+                )
+                raise InputRefusedError(msg, "name the base that this adapter was trained on")
+            rows[bare] = tuple(indices)
     return rows
 
 

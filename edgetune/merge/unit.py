@@ -85,8 +85,10 @@ def merged_parameters(unit: Unit, weights: Weights) -> dict[str, torch.Tensor]:
     fresh = _filled(unit, weights)
     parent, skeleton, leaf = _get_submodules(tuner.model, unit.module)
     setattr(parent, leaf, fresh)
+    # positions from the file index memory: torch checks those of sparse tensors only when asked
+    checked = torch.sparse.check_sparse_tensor_invariants(enable=True)
     try:
-        with quiet(), torch.no_grad(), _own_ranks(unit):
+        with quiet(), torch.no_grad(), checked, _own_ranks(unit):
             _make(unit, parent, leaf)
             layer = getattr(parent, leaf)
             if layer is fresh:
