@@ -50,6 +50,7 @@ def merge_step(plan: Plan) -> Step:
     """Base and adapters → merged Hugging Face folder. The same for all devices."""
     recipe, inputs = plan.recipe, plan.inputs
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
+    combine = recipe.combine.model_dump() if recipe.combine else None
     return Step(
         name="merge",
         function="edgetune.merge.merge:merge_step",
@@ -59,12 +60,14 @@ def merge_step(plan: Plan) -> Step:
                 {"path": str(entry.adapter.path), "weight": entry.weight}
                 for entry in inputs.adapters
             ],
+            "combine": combine,
             "onto": recipe.onto,
             "merge_dtype": recipe.merge_dtype,
         },
         inputs={
             **_input_digests(inputs),
             "trained_as": trained_as,
+            "combine": combine,
             "onto": recipe.onto,
             "merge_dtype": recipe.merge_dtype,
             "code": code_digest("checkpoint", "merge"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgetune.checkpoint.adapter import Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
+from edgetune.checkpoint.experts import experts_problems
 from edgetune.checkpoint.families import unsupported_reason
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
 from edgetune.device import Device, is_here
@@ -193,12 +194,14 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
+    yield from experts_problems(base.config, str(base.path))
     # An unsupported base is told below, with every other reason why it cannot be merged onto.
     if not unsupported_reason(base.config) and (reason := export_problem(base.config)):
         yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]
-    yield from merge_problems(base, weighted, trained_as, recipe.onto)
+    combine = recipe.combine.model_dump() if recipe.combine else None
+    yield from merge_problems(base, weighted, trained_as, recipe.onto, combine)
 
 
 def warnings_of(inputs: Inputs) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.peft_types import label_of
 from edgetune.console import print_note, print_warning
 from edgetune.device import THIS_MACHINE, Device, find_device
 from edgetune.errors import PlanError, Problem, UsageError
@@ -131,13 +132,14 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
     for plan in plans:
         recipe, inputs = plan.recipe, plan.inputs
         kinds = [
-            f"{'DoRA' if e.adapter.use_dora else 'LoRA'} {e.origin.name}"
-            + (f" × {e.weight:g}" if e.weight != 1 else "")
+            f"{'DoRA' if e.adapter.use_dora else label_of(e.adapter.peft_type)} "
+            f"{e.origin.name}" + (f" × {e.weight:g}" if e.weight != 1 else "")
             for e in inputs.adapters
         ]
+        how = f" ({recipe.combine.how})" if recipe.combine else ""
         print_note(
             f"plan       {plan.identifier}: {inputs.base_origin.name} + "
-            f"{' + '.join(kinds) if kinds else 'no adapter'} → {plan.variant}"
+            f"{' + '.join(kinds) if kinds else 'no adapter'}{how} → {plan.variant}"
         )
         place = "here" if plan.here else "not here: its latency will not be measured"
         print_note(

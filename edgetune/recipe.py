@@ -42,6 +42,32 @@ class AdapterRef(Strict):
     weight: float = 1.0
 
 
+class Combine(Strict):
+    """How PEFT's `add_weighted_adapter` makes one LoRA adapter of several; without it their deltas
+    add up, each with its weight.
+
+    The `_svd` ways work on the deltas and cut the result to `rank`; `density` is the share of
+    values that is kept; the `dare` ways draw them at random, from `seed`.
+    """
+
+    how: Literal[
+        "cat",
+        "svd",
+        "ties",
+        "ties_svd",
+        "dare_linear",
+        "dare_linear_svd",
+        "dare_ties",
+        "dare_ties_svd",
+        "magnitude_prune",
+        "magnitude_prune_svd",
+    ]
+    density: float | None = Field(default=None, gt=0, le=1)
+    rank: int | None = Field(default=None, gt=0)
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    seed: int = Field(default=0, ge=0)
+
+
 class Data(Strict):
     """JSON lines files: what is scored, and what calibrates."""
 
@@ -75,6 +101,7 @@ class Recipe(Strict):
     base: Base
     base_before: str | None = None
     adapters: tuple[AdapterRef, ...] = ()
+    combine: Combine | None = None
     task: str = "text-generation"
     data: Data = Data()
     scheme: str = DEFAULT_SCHEME
@@ -196,6 +223,13 @@ adapters:                        # none for a full fine-tune
   - path: ../adapters/my-lora    # a folder, or a hub id
     # revision: main
     # weight: 1.0                # several LoRA adapters: a true weighted sum of their deltas
+
+# combine:                       # or as PEFT's add_weighted_adapter does it
+#   how: ties                    # cat, svd, ties, dare_linear, dare_ties, magnitude_prune; …_svd
+#   density: 0.5                 # the share of values that is kept
+#   rank: 16                     # of the …_svd ways
+#   majority_sign_method: total  # of ties and dare_ties; or frequency
+#   seed: 0                      # what dare draws from
 
 # base_before: ../models/base    # full fine-tune: the model it started from, for retention
 

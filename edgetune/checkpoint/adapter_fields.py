@@ -1,6 +1,8 @@
-"""What each field of PEFT's LoraConfig means for a merge. Standard library only.
+"""What the fields of an adapter_config.json mean for a merge. Standard library only.
 
-A test holds this table against LoraConfig itself: every field is either used, harmless or refused.
+LoRA's fields are told apart: a test holds this table against LoraConfig itself, every field is
+either used, harmless or refused. Of the other types (`peft_types`) the fields are known and go to
+PEFT as they are; those few that forbid a merge are refused here.
 """
 
 from __future__ import annotations
@@ -8,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgetune.checkpoint.peft_types import COMMON_FIELDS, TYPES
+
 # Change the merged weights, and are honoured.
 USED = frozenset({
     "alpha_pattern", "bias", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
-    "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save",
-    "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
+    "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "lora_bias", "modules_to_save", "monteclora_config", "peft_type", "r", "rank_pattern",
+    "target_modules", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
+    "use_rslora", "velora_config",
 })  # fmt: skip
 # Matter while training, or describe: no effect on the trained weights' meaning.
 HARMLESS = frozenset({
@@ -24,19 +30,14 @@ HARMLESS = frozenset({
 REFUSED = {
     "alora_invocation_tokens": "aLoRA is switched on in mid-sequence; no merged weight can",
     "arrow_config": "Arrow routes between adapters at run time; no merged weight can",
-    "kasa_config": "KaSA is not supported yet",
-    "layer_replication": "replicated layers are not supported yet",
     "megatron_config": "Megatron's parallel layers are not supported",
-    "monteclora_config": "MonteCLoRA is not supported yet",
-    "target_parameters": "LoRA on bare parameters (mixtures of experts) is not supported yet",
-    "trainable_token_indices": "trained single tokens are not supported yet",
-    "use_bdlora": "block-diagonal LoRA is not supported yet",
-    "use_qalora": "QALoRA is not supported yet",
-    "velora_config": "VeLoRA is not supported yet",
+    "use_qalora": "PEFT has no merge for QALoRA, which adapts GPTQ weights",
 }
+# Make LoRA another layer: merged whole by PEFT's own layer, as the other types are.
+VARIANTS = ("kasa_config", "monteclora_config", "target_parameters", "use_bdlora", "velora_config")
 # Initializations that move a part of the base's weight into the adapter: merged onto the plain
-# base, that part would count twice. EVA, orthogonal and gaussian leave the base as it is.
-MODIFY_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+# base, that part would count twice. EVA, MiCA, orthogonal and gaussian leave the base as it is.
+MODIFY_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _RESIDUAL_HINT = (
     "convert it in training code with PEFT's save_pretrained(path_initial_model_for_weight_"
@@ -47,12 +48,20 @@ _RESIDUAL_HINT = (
 def refusal(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """(why, hint) when this adapter_config.json cannot be merged rightly, else None."""
     peft_type = config.get("peft_type")
-    if peft_type != "LORA":
-        why = f"peft_type {peft_type} is not supported yet; supported are LoRA and DoRA (LORA)"
-        return why, "merge it with PEFT where you trained it, and build from the merged model"
+    kind = TYPES.get(str(peft_type))
+    if kind is None:
+        why = f"peft_type {peft_type} is none that PEFT 0.21 knows"
+        return why, "merge it with the PEFT that trained it, and build from the merged model"
+    if kind.refusal:
+        return f"peft_type {peft_type} ({kind.label}): {kind.refusal}", kind.hint
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         return f"task_type {task} is no text-generation adapter (CAUSAL_LM)", ""
+    if config.get("sample_at_inference"):
+        why = "sample_at_inference: its weights are drawn anew for each input; no merged weight can"
+        return why, "train with sample_at_inference false"
+    if peft_type not in ("LORA", "ADALORA"):
+        return None
     for field, why in REFUSED.items():
         if config.get(field):
             return f"{field}: {why}", "train without this option, or merge it where you trained it"
@@ -61,6 +70,20 @@ def refusal(config: Mapping[str, Any]) -> tuple[str, str] | None:
         why = f"init_lora_weights {init!r} moved a part of the base's weights into the adapter"
         return why, _RESIDUAL_HINT
     return None
+
+
+def is_plain_lora(config: Mapping[str, Any]) -> bool:
+    """True for LoRA and DoRA as they are by themselves: A and B over a linear or an embedding."""
+    return config.get("peft_type") == "LORA" and not any(config.get(v) for v in VARIANTS)
+
+
+def known_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that PEFT's config class of this type takes, those without a value left out."""
+    kind = TYPES[str(config["peft_type"])]
+    taken = kind.fields | COMMON_FIELDS - {"peft_type", "inference_mode"}
+    if config["peft_type"] in ("LORA", "ADALORA"):
+        taken -= HARMLESS  # some of them ask for training data when a layer is made
+    return {k: v for k, v in config.items() if k in taken and v is not None}
 
 
 def type_problem(config: Mapping[str, Any]) -> str | None:
@@ -72,6 +95,9 @@ def type_problem(config: Mapping[str, Any]) -> str | None:
         "alpha_pattern": (lambda v: _is_mapping(v, _is_number), "a mapping of numbers"),
         "target_modules": (_are_names, "a name, a pattern or a list of names"),
         "modules_to_save": (_are_names, "a list of names"),
+        "target_parameters": (_are_names, "a list of names"),
+        "layer_replication": (_are_ranges, "a list of pairs of layers"),
+        "trainable_token_indices": (_are_tokens, "a list of numbers, or one for each module"),
         "bias": (lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
         "base_model_name_or_path": (lambda v: isinstance(v, str), "text"),
         **{
@@ -88,7 +114,9 @@ def type_problem(config: Mapping[str, Any]) -> str | None:
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     """Fields that this version knows nothing of, sorted: PEFT drops them too."""
-    return sorted(config.keys() - USED - HARMLESS - REFUSED.keys())
+    kind = TYPES.get(str(config.get("peft_type")))
+    known = kind.fields if kind and not kind.refusal else config.keys()
+    return sorted(config.keys() - known - COMMON_FIELDS)
 
 
 def _is_rank(value: Any) -> bool:
@@ -101,6 +129,18 @@ def _is_number(value: Any) -> bool:
 
 def _is_mapping(value: Any, fits: Any) -> bool:
     return isinstance(value, dict) and all(fits(v) for v in value.values())
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int for v in value)
+
+
+def _are_ranges(value: Any) -> bool:
+    return isinstance(value, list) and all(_are_numbers(v) and len(v) == 2 for v in value)
+
+
+def _are_tokens(value: Any) -> bool:
+    return _are_numbers(value) or _is_mapping(value, _are_numbers)
 
 
 def _are_names(value: Any) -> bool:

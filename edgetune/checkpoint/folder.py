@@ -90,7 +90,7 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
         msg = f"{path / 'config.json'}: quantization_config is not a mapping"
         raise InputRefusedError(msg, "take the config.json that belongs to these weights")
     weights, tensors = _read_weights(path)
-    side_files = _side_files(path)
+    side_files = find_side_files(path)
     generation = {}
     if "generation_config.json" in side_files:
         generation = _read_mapping(path, "generation_config.json")
@@ -128,6 +128,15 @@ def safe_file(folder: Path, relative: str) -> Path:
         msg = f"{place}: no such file"
         raise InputRefusedError(msg, "copy the folder again, with all of its files")
     return place
+
+
+def find_side_files(path: Path) -> list[str]:
+    """Tokenizer files, chat templates and the like that lie in a folder, sorted."""
+    names = [p.name for p in path.iterdir() if _SIDE_FILES.fullmatch(p.name)]
+    templates = [f"{_TEMPLATES}/{p.name}" for p in (path / _TEMPLATES).glob("*.jinja")]
+    for name in chain(names, templates):
+        safe_file(path, name)
+    return sorted([*names, *templates])
 
 
 def _read_mapping(folder: Path, name: str) -> dict[str, Any]:
@@ -185,14 +194,6 @@ def _no_weights(path: Path) -> InputRefusedError:
         "save_pretrained writes safetensors"
     )
     return InputRefusedError(msg, hint)
-
-
-def _side_files(path: Path) -> list[str]:
-    names = [p.name for p in path.iterdir() if _SIDE_FILES.fullmatch(p.name)]
-    templates = [f"{_TEMPLATES}/{p.name}" for p in (path / _TEMPLATES).glob("*.jinja")]
-    for name in chain(names, templates):
-        safe_file(path, name)
-    return sorted([*names, *templates])
 
 
 def _both_stored(path: Path, tensors: Mapping[str, TensorEntry]) -> bool:

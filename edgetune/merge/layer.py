@@ -33,6 +33,8 @@ def merged_weight(layer: Layer, rows: Rows, shape: tuple[int, ...]) -> Iterator[
     """
     parts = load_parts(layer)
     blocks = list(row_blocks(shape))
+    if getattr(layer.peft, "fan_in_fan_out", False):
+        blocks = [(0, shape[0])]  # a Conv1D's rows are its input: A is cut there, not B
     if _is_embedding(parts) and any(part == "lora_magnitude_vector" for _, part in parts):
         blocks = [(0, shape[0])]  # the norm of an embedding's DoRA runs over all rows
     for start, stop in blocks:

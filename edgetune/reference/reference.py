@@ -73,18 +73,19 @@ class _Job:
 def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`.
 
-    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], onto, merge_dtype,
-    checkpoint (the merged folder), task, evaluation (JSON lines or null), seed, threads, layered
-    (the model does not fit the memory; changes no result). Facts:
-    parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit, kl_base,
-    positions, items.
+    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine, onto,
+    merge_dtype, checkpoint (the merged folder, whose tokenizer is what ships), task, evaluation
+    (JSON lines or null), seed, threads, layered (the model does not fit the memory; changes no
+    result). Facts: parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit,
+    kl_base, positions, items.
 
     Raises UsageError for evaluation data that does not fit, InputRefusedError for a base without
     a usable tokenizer, StepFailedError when the merged checkpoint misses parity.
     """
     base = Path(arguments["base"]["path"])
-    tokenizer = load_tokenizer(base)
-    eos = eos_token_ids(base, tokenizer)
+    shipped = Path(arguments["checkpoint"])
+    tokenizer = load_tokenizer(shipped)
+    eos = eos_token_ids(shipped, tokenizer)
     job = _Job(arguments, out, progress, tokenizer, eos, context_length(base))
     given = _items_of_data(job)
     with deterministic(threads_for(base, int(arguments["threads"]))):
@@ -108,7 +109,7 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
                 answers=answers,
                 base=alone,
                 eos_token_ids=eos,
-                generation=generation_settings(base, tokenizer),
+                generation=generation_settings(shipped, tokenizer),
                 tokenizer_cases=make_cases(tokenizer),
             )
             write_self_test(out / "self_test", reference, rows, load_task(arguments["task"]))
@@ -198,7 +199,12 @@ def _load_trained(job: _Job, onto: str) -> Any:
 
     base, adapters = job.arguments["base"], job.arguments["adapters"]
     return load_trained_model(
-        Path(base["path"]), base["trained_as"], adapters, onto=onto, scratch=job.scratch
+        Path(base["path"]),
+        base["trained_as"],
+        adapters,
+        onto=onto,
+        scratch=job.scratch,
+        combine=job.arguments.get("combine"),
     )
 
 
