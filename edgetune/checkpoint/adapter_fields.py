@@ -41,7 +41,8 @@ MODIFY_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _RESIDUAL_HINT = (
     "convert it in training code with PEFT's save_pretrained(path_initial_model_for_weight_"
-    "conversion=…), which writes a plain LoRA adapter (init_lora_weights true)"
+    "conversion=…), which writes a plain LoRA adapter; or name the residual base that was saved "
+    "with it, and set init_lora_weights to true in its adapter_config.json"
 )
 
 

@@ -42,7 +42,13 @@ def test_every_way_of_peft_can_be_chosen() -> None:
     assert set(HOWS) == names - PEFT_S_OWN
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(how, marks=() if how in ("cat", "svd", "dare_ties") else pytest.mark.slow)
+        for how in HOWS
+    ],
+)
 def test_merged_equals_peft_s_combination(
     how: str, pair: list[tuple[Path, float]], tiny_llama: Path, tmp_path: Path
 ) -> None:

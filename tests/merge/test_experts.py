@@ -29,7 +29,10 @@ def test_every_family_has_a_base() -> None:
     assert BASES.keys() == EXPERTS.keys()
 
 
-@pytest.mark.parametrize("family", BASES)
+@pytest.mark.parametrize(
+    "family",
+    ["mixtral", *(pytest.param(f, marks=pytest.mark.slow) for f in BASES if f != "mixtral")],
+)
 def test_experts_and_attention(family: str, tmp_path: Path) -> None:
     base = build_base(tmp_path / "base", family, **BASES[family])
     adapter = make_adapter(

@@ -69,7 +69,7 @@ OPTIONS: dict[str, tuple[Config, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name: str, tied: bool, tiny_llama: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
     config, stays = OPTIONS[name]

@@ -64,7 +64,7 @@ def make_resized(
     return folder
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", CASES)
 def test_resized(
     name: str, tied: bool, tiny_llama: Path, tiny_llama_tied: Path, tmp_path: Path
