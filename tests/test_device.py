@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.device import find_device, is_here, load_device, probed_yaml, this_machine
+from edgetune.device import find_device, is_here, load_device, this_machine
 from edgetune.errors import UsageError
 from edgetune.files import shipped_folder
 from edgetune.host import Host, own_peak_rss_mb, probe_host
+from edgetune.probe import probed_yaml
 
 HOST = Host("x86_64", "linux", "Intel(R) N100", 4, 8 << 30, ("avx2", "avx_vnni", "fma"))
 SHIPPED = sorted(shipped_folder("devices").glob("*.yaml"))
