@@ -260,10 +260,14 @@ def _guest_environment(paths: list[Path]) -> dict[str, str]:
 
 
 def _output(command: list[str]) -> str:
+    """What a QEMU prints; `-cpu help` ends with status 1 and prints all the same."""
+    why = "it printed nothing"
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=_ASK_S, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as why:
-        msg = f"{command[0]} does not run: {str(why).splitlines()[0]}"
-        raise MissingError(msg, INSTALL_QEMU) from why
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_S, check=False)
+        if done.stdout.strip():
+            return done.stdout
+        why = (done.stderr.strip().splitlines() or [why])[-1]
+    except (OSError, subprocess.SubprocessError) as error:
+        why = str(error).splitlines()[0]
+    msg = f"{command[0]} does not run: {why}"
+    raise MissingError(msg, INSTALL_QEMU)
