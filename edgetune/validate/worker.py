@@ -85,7 +85,8 @@ def open_worker(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> Iterator[Worker]:
-    """Start `<python> -m <command>`; asked to stop, then killed, when the block ends.
+    """Start `<python> -m <command>`; asked to stop, then killed, when the block ends; killed at
+    once when it ends by an error or Ctrl-C.
 
     `environment`: all of it, this process's own by default. `log`: where its errors go.
     """
@@ -100,6 +101,10 @@ def open_worker(
     worker = Worker(command[0], process, log)
     try:
         yield worker
+    except BaseException:
+        # It may be busy for long, an emulated one above all, and nobody waits for its answer.
+        process.kill()
+        raise
     finally:
         worker.tell({"stop": True})
         assert process.stdin is not None
