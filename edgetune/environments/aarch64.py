@@ -1,8 +1,8 @@
 """The environment in which 64-bit Arm programs run under QEMU: a root folder and wheels.
 
-    <folder>/root/    Python and what it needs, from Debian's packages, unpacked (about 55 MB)
-    <folder>/wheels/  numpy, onnxruntime, onnxruntime-genai for Arm, unpacked (about 150 MB)
-    <folder>/environment.json   what is in it; written last
+    root               Python and what it needs, from Debian's packages, unpacked (about 55 MB)
+    wheels             numpy, onnxruntime, onnxruntime-genai for Arm, unpacked (about 150 MB)
+    environment.json   what is in it; written last
 
 Made without root rights: apt keeps the other architecture's lists in a folder of its own, the
 system's own architectures stay as they are. Whole or absent: made under a temporary name, tried,

@@ -27,7 +27,7 @@ from edgetune.environments.instructions import instruction_sets
 from edgetune.errors import MissingError
 from edgetune.host import probe_host
 from edgetune.validate import emulated
-from tests.integration.conftest import ROOT, edgetune
+from tests.integration.conftest import ROOT, build_of, edgetune, report_of
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +142,28 @@ def test_the_demo_agrees_with_its_reference_on_other_processors(
     assert section["tokenizer"]["mismatches"] == 0
     needed = set(find_device(device).cpu.instruction_sets)
     assert needed <= set(section["instruction_sets"])
+
+
+def test_a_build_for_a_device_elsewhere_is_emulated(demo: Path, tmp_path: Path) -> None:
+    _need("raspberry-pi-5")
+    out = tmp_path / "out"
+    shutil.copytree(demo, out)
+    done = edgetune("build", "demo", "-d", "raspberry-pi-5", "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    report = report_of(done)
+    assert report["evidence"]["emulated"] is True
+    assert report["evidence"]["on_device"] is False
+    section = report["emulated"]
+    # The reference step lies beside the package, so the whole vocabulary is compared.
+    assert section["fidelity"]["kl_kind"] == "whole vocabulary"
+    assert section["emulator"].startswith("qemu-aarch64 ")
+    assert section["fidelity"]["items"] < section["items_total"] == 240
+    assert report["latency"]["candidate"] is None
+    assert _verdicts(report)["emulated_kl_mean"] == "pass"
+    page = (out / "demo" / "reports" / "raspberry-pi-5.md").read_text(encoding="utf-8")
+    assert "Emulated: 17 of 240 items" in page
+    again = edgetune("build", "demo", "-d", "raspberry-pi-5", "-o", out, "--json")
+    assert build_of(again)["steps"][-1]["cached"] is True
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
