@@ -31,16 +31,12 @@ from tests.integration.conftest import ROOT, build_of, edgetune, report_of
 
 pytestmark = pytest.mark.slow
 
-# Between KL 0.002 (VNNI, Arm) and 0.04 (AVX2) on the demo.
+# Between what VNNI and Arm give on the demo (KL 0.0056, 0.0043 to 0.0073) and what AVX2 does
+# (0.037, 0.016 to 0.064).
 LIMIT = 0.01
+# Dynamic quantization loses 1.7 points by itself, wherever it runs.
+DROP = 0.05
 GRAPH = "cpu-dynamic-int8"
-
-
-@pytest.fixture(autouse=True)
-def _few_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven of the demo's items: AVX2's float instructions are slow under an emulator."""
-    monkeypatch.setattr(emulated, "MOST_TOKENS", 250)
-    monkeypatch.setenv("NO_COLOR", "1")
 
 
 def _need(device: str) -> None:
@@ -77,7 +73,7 @@ def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = (package / name).read_text(encoding="utf-8")
         (package / name).write_text(text.replace("cpu-fp32", GRAPH), encoding="utf-8")
     limits = json.loads((package / "self_test" / "limits.json").read_text(encoding="utf-8"))
-    limits["tolerances"]["kl_mean"] = LIMIT
+    limits["tolerances"].update(kl_mean=LIMIT, task_metric_drop=DROP)
     (package / "self_test" / "limits.json").write_text(json.dumps(limits), encoding="utf-8")
     write_checksums(package)
     return package
@@ -108,7 +104,7 @@ def test_a_saturating_package_passes_here_and_is_caught_on_haswell(
     assert verdicts["kl_mean"] == "pass"
     assert verdicts["emulated_kl_mean"] == "fail"
     section = there["emulated"]
-    assert section["fidelity"]["kl_mean"]["value"] > 5 * there["fidelity"]["kl_mean"]["value"]
+    assert section["fidelity"]["kl_mean"]["value"] > 3 * there["fidelity"]["kl_mean"]["value"]
     assert "avx2" in section["instruction_sets"]
     assert not [flag for flag in section["instruction_sets"] if "vnni" in flag]
     assert there["evidence"]["emulated"] is True
@@ -129,13 +125,15 @@ def test_the_saturating_package_is_sound_on_arm(dynamic: Path, tmp_path: Path) -
     "device", ["raspberry-pi-5", "raspberry-pi-4", "aws-graviton3", "intel-i7-4770"]
 )
 def test_the_demo_agrees_with_its_reference_on_other_processors(
-    demo: Path, tmp_path: Path, device: str
+    demo: Path, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _need(device)
+    # AVX2's float instructions, which 8-bit weights take there, are slow under an emulator.
+    monkeypatch.setattr(emulated, "MOST_TOKENS", 250)
     code, report = _validate(demo / "demo", tmp_path / "r.json", "--emulate", device)
     assert code == 0
     section = report["emulated"]
-    assert section["fidelity"]["items"] == 7
+    assert section["fidelity"]["items"] == 6
     assert section["items_total"] == 240
     assert section["fidelity"]["kl_mean"]["value"] < 0.002
     assert section["fidelity"]["flips"]["changed"] == 0
