@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.device import THIS_MACHINE
+from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
 from edgetune.optimize.workflow import make_workflow
@@ -186,9 +187,17 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
 
 
 def validate_step(
-    plan: Plan, package: Step, out: Path, host: Host, facts: Mapping[str, Any]
+    plan: Plan,
+    package: Step,
+    out: Path,
+    host: Host,
+    facts: Mapping[str, Any],
+    emulation: Emulation | str | None = None,
 ) -> Step:
-    """The package against its reference, on this host. `facts`: of the merge, for the report."""
+    """The package against its reference, on this host. `facts`: of the merge, for the report.
+
+    `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
+    """
     store = out / "steps"
     device = {
         "name": plan.device.name,
@@ -209,16 +218,30 @@ def validate_step(
             "merge": dict(facts),
             "steps": [],
             "evidence": {"built": True},
+            **_emulation_arguments(emulation),
         },
         inputs={
             "package": package.key,
             "device": device,
             "variant": plan.variant,
             "host": host.fingerprint,
-            "code": code_digest("validate", "runtime", "report", "tasks"),
+            "code": code_digest("validate", "runtime", "report", "tasks", "environments"),
+            **_emulation_inputs(emulation),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
         },
     )
+
+
+def _emulation_arguments(emulation: Emulation | str | None) -> dict[str, Any]:
+    if isinstance(emulation, Emulation):
+        return {"emulation": emulation.as_json()}
+    return {} if emulation is None else {"not_emulated": emulation}
+
+
+def _emulation_inputs(emulation: Emulation | str | None) -> dict[str, Any]:
+    if isinstance(emulation, Emulation):
+        return {"emulation": digest_of_json(emulation.as_input())}
+    return {}
 
 
 def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]) -> dict[str, Any]:

@@ -257,7 +257,8 @@ def _room_problems(device: Device, estimates: Estimates, free_disk: int) -> Iter
     if estimates.device_memory_bytes > memory * _USABLE_MEMORY:
         yield Problem(
             f"the model needs about {estimates.device_memory_bytes / 1e9:.1f} GB of memory "
-            f"(predicted), {device.name} has {memory / 1e9:.1f} GB",
+            f"(predicted), {device.name} has {memory / 1e9:.1f} GB, of which it may take "
+            f"{100 * _USABLE_MEMORY:.0f} %",
             "choose a smaller scheme, a smaller base or a larger device",
         )
     if estimates.disk_bytes > free_disk:

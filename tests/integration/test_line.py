@@ -88,7 +88,10 @@ def test_another_device_shares_steps_and_is_honest_about_latency(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(demo, out)
-    done = edgetune("build", "demo", "-d", "raspberry-pi-5", "-o", out, "--json")
+    # Without an emulator, wherever this runs: `test_emulated.py` has the case with one.
+    nothing = {"EDGETUNE_ENVIRONMENTS": str(tmp_path / "none")}
+    flags = ["build", "demo", "-d", "raspberry-pi-5", "-o", out, "--json"]
+    done = edgetune(*flags, environment=nothing)
     assert done.returncode == 0, done.stderr
     cached = {s["name"]: s["cached"] for s in build_of(done)["steps"]}
     assert cached == {
@@ -99,7 +102,9 @@ def test_another_device_shares_steps_and_is_honest_about_latency(
         "validate": False,
     }
     report = report_of(done)
-    assert report["evidence"]["on_device"] is False
+    assert report["evidence"]["on_device"] is report["evidence"]["emulated"] is False
+    assert report["emulated"]["fidelity"] is None
+    assert report["emulated"]["reason"].split("; ")[1].startswith(("make it: edgetune", "install"))
     assert report["latency"]["candidate"] is None
     assert report["fidelity"]["kl_mean"]["value"] >= 0
     budget = next(c for c in report["checks"] if c["name"] == "time_to_answer_ratio")
