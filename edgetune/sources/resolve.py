@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import TypeVar
 
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
-from edgetune.errors import EdgetuneError, Problem, UsageError
+from edgetune.errors import EdgetuneError, MissingError, Problem, UsageError
 from edgetune.files import sha256_of_file
 from edgetune.plan import AdapterInput, DataInput, Inputs
-from edgetune.recipe import Recipe
+from edgetune.recipe import Base, Recipe
 from edgetune.sources.huggingface import find_checkpoint
 from edgetune.sources.peft_adapter import find_adapter
 from edgetune.tasks import load_task
@@ -31,7 +32,7 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
             problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
         return None
 
-    base = attempt(lambda: read_checkpoint(find_checkpoint(recipe.base.path, recipe.base.revision)))
+    base = attempt(lambda: read_checkpoint(_find_base(recipe.base)))
     before_path = recipe.base_before
     before = (
         attempt(lambda: read_checkpoint(find_checkpoint(before_path, None)))
@@ -57,6 +58,14 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
         calibration=calibration,
     )
     return inputs, problems
+
+
+def _find_base(base: Base) -> Path:
+    """The base's folder. Raises MissingError where it is one to be made first, and is not."""
+    if base.made_by is not None and not Path(base.path).is_dir():
+        msg = f"{normpath(base.path)}: the recipe's base is not here; it is made, not shipped"
+        raise MissingError(msg, f"make it: {base.made_by}")
+    return find_checkpoint(base.path, base.revision)
 
 
 def _checkpoint_digests(checkpoint: CheckpointFolder) -> dict[str, str]:
