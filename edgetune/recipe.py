@@ -32,6 +32,8 @@ class Base(Strict):
     path: str
     revision: str | None = None
     trained_as: TrainedAs | None = None
+    # The command that makes a folder which is too large to ship; told where the folder is absent.
+    made_by: str | None = None
 
 
 class AdapterRef(Strict):
@@ -218,6 +220,7 @@ base:
   #   type: nf4                  # or fp4
   #   double_quant: true
   #   compute_dtype: bfloat16
+  # made_by: make my-base        # told to whoever builds without having the folder
 
 adapters:                        # none for a full fine-tune
   - path: ../adapters/my-lora    # a folder, or a hub id

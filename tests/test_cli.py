@@ -52,9 +52,10 @@ def test_devices_probe_writes_a_profile_that_builds(
 
 def test_recipes_list_show_init(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = document(capsys, "recipes", "list", "--json")["recipes"]
-    assert {"demo", "demo-dora", "demo-qlora", "demo-two", "demo-full", "demo-fails"} <= {
-        row["name"] for row in rows
-    }
+    shipped = {"demo", "demo-dora", "demo-qlora", "demo-two", "demo-full", "demo-fails"}
+    # Their base is made, not shipped: they are listed with and without it.
+    shipped |= {"smollm2-lora", "smollm2-dora", "smollm2-qlora"}
+    assert shipped <= {row["name"] for row in rows}
     assert all(row["task"] == "text-generation" for row in rows)
     assert run(["recipes", "show", "demo"]) == 0
     assert "home-lora" in capsys.readouterr().out
@@ -177,6 +178,19 @@ def test_every_problem_is_listed_before_anything_starts(
     for part in ("no-such", "no such adapter folder", "no.jsonl"):
         assert part in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_made_and_absent_says_how_to_make_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "big.yaml"
+    recipe.write_text("base: {path: ../big-base, made_by: python make_big.py}\n")
+    assert run(["build", str(recipe), "-o", str(tmp_path / "out")]) == 3
+    told = " ".join(capsys.readouterr().err.split())
+    assert "big-base: the recipe's base is not here" in told
+    assert "hint: make it: python make_big.py" in told
+    assert run(["recipes", "show", "smollm2-qlora"]) == 0
+    assert "make_smollm2.py" in capsys.readouterr().out
 
 
 def test_too_little_disk_is_known_before_the_start(

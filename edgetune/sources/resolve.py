@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import TypeVar
 
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
-from edgetune.errors import EdgetuneError, InputRefusedError, Problem, UsageError
+from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, Problem, UsageError
 from edgetune.files import sha256_of_file
 from edgetune.plan import AdapterInput, DataInput, Inputs, Origin
-from edgetune.recipe import Recipe
+from edgetune.recipe import Base, Recipe
 from edgetune.sources.huggingface import find_checkpoint
 from edgetune.sources.peft_adapter import find_adapter
 from edgetune.tasks import load_task
@@ -31,7 +32,7 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
             problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
         return None
 
-    base = attempt(lambda: _read_checkpoint(recipe.base.path, recipe.base.revision))
+    base = attempt(lambda: _read_base(recipe.base))
     before_path = recipe.base_before
     before = attempt(lambda: _read_checkpoint(before_path)) if before_path is not None else None
     adapters = [
@@ -56,6 +57,14 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
         calibration=calibration,
     )
     return inputs, problems
+
+
+def _read_base(base: Base) -> tuple[CheckpointFolder, Origin]:
+    """The base. Raises MissingError where it is one to be made first, and is not."""
+    if base.made_by is not None and not Path(base.path).is_dir():
+        msg = f"{normpath(base.path)}: the recipe's base is not here; it is made, not shipped"
+        raise MissingError(msg, f"make it: {base.made_by}")
+    return _read_checkpoint(base.path, base.revision)
 
 
 def _read_checkpoint(path: str, revision: str | None = None) -> tuple[CheckpointFolder, Origin]:
