@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,15 @@ def _maker(number: int, parameter: torch.nn.Parameter, dtype: torch.dtype, seed:
             yield (rows * _SPREAD).to(dtype)
 
     return blocks
+
+
+def main() -> None:
+    """`shapes.py SHAPE BASE [ADAPTER lora|dora]`: make them where they are not there yet."""
+    shape, base, *rest = sys.argv[1:]
+    make_model(shape, Path(base))
+    if rest and not (Path(rest[0]) / "adapter_config.json").is_file():
+        make_adapter(Path(base), Path(rest[0]), dora=rest[1] == "dora")
+
+
+if __name__ == "__main__":
+    main()

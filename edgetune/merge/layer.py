@@ -14,7 +14,7 @@ import torch
 from torch.nn import Parameter
 
 from edgetune.checkpoint.skeleton import quiet
-from edgetune.checkpoint.tensors import Rows, row_blocks
+from edgetune.checkpoint.tensors import Rows, is_finite, row_blocks
 from edgetune.errors import InputRefusedError, StepFailedError
 from edgetune.merge.adapted import Layer
 
@@ -86,14 +86,12 @@ def _merge(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, parts:
     _fill(layer, weight, bias, parts)
     peft = layer.peft
     peft.merged_adapters = []
-    try:
-        with torch.no_grad(), quiet():
-            peft.merge(safe_merge=True)
-    except ValueError as why:
-        msg = f"{layer.module}: the merged weight is not finite ({why})"
-        raise InputRefusedError(
-            msg, "the adapter is broken: save it again, or train again"
-        ) from why
+    with torch.no_grad(), quiet():
+        # Into the values themselves, which are a copy; PEFT's safe merge copies them once more.
+        peft.merge(safe_merge=False)
+    if not all(is_finite(p) for p in peft.get_base_layer().parameters()):
+        msg = f"{layer.module}: the merged weight is not finite"
+        raise InputRefusedError(msg, "the adapter is broken: save it again, or train again")
     if set(peft.merged_adapters) != {adapter for adapter, _ in layer.parts}:
         msg = f"{layer.module}: PEFT merged {peft.merged_adapters} and not every adapter"
         raise StepFailedError(msg, "this is an error in edgetune; please report it")

@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from edgetune.checkpoint.adapter import PREFIX, WEIGHTS_FILE
 from edgetune.checkpoint.skeleton import quiet
+from edgetune.checkpoint.tensors import is_finite
 from edgetune.errors import InputRefusedError, StepFailedError
 from edgetune.merge.injection import Place
 from edgetune.merge.ledger import Ledger, Source
@@ -196,7 +197,7 @@ def _merge(unit: Unit, layer: Any) -> dict[str, torch.Tensor]:
         layer = layer.base_layer
     merged = {leaf: parameter.detach() for leaf, parameter in layer.named_parameters()}
     for leaf, parameter in merged.items():
-        if not bool(torch.isfinite(parameter).all()):
+        if not is_finite(parameter):
             msg = f"{unit.module}: the merged {leaf} is not finite"
             raise InputRefusedError(msg, "the adapter is broken: save it again, or train again")
     return merged
