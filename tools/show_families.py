@@ -32,7 +32,7 @@ PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- written by tools/show_families.py -->", "<!-- end -->"
 SCHEMES = ("fp32", "w8a16-rtn", "w4a16-rtn")
 LIMIT = 1e-4
-REFUSALS = "Refused by name (exit 4), before anything is read or run:"
+REFUSALS = "Refused by name (exit 4), before anything is built:"
 
 
 @dataclass(frozen=True)

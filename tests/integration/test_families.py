@@ -30,7 +30,8 @@ def test_the_whole_line(name: str, tmp_path: Path) -> None:
         *("build", "-m", base, "-a", adapter, "-d", "generic-x86-64", "--data", data),
         *("--scheme", "fp32", "-o", tmp_path / "out", "--json"),
     )
-    assert done.returncode in (0, 1), done.stderr  # 1: a tiny model may be slower than torch
+    # 1: a tiny model may be slower than torch; 5: so few items prove little
+    assert done.returncode in (0, 1, 5), done.stderr
     report: dict[str, Any] = report_of(done)
     assert report["merge"]["parity_max_abs"] <= report["merge"]["parity_limit"]
     fidelity = report["fidelity"]
