@@ -1,7 +1,7 @@
 """What onnxruntime-genai's builder (0.18) gets wrong, put right while it runs.
 
 Each correction says what would be lost without it. Most faults are silent: the graph opens, runs
-and answers, with other numbers than the model's. `tests/optimize/test_families.py` proves each
+and answers, with other numbers than the model's. `tests/optimize/test_family_graphs.py` proves each
 family's graph against torch.
 """
 
