@@ -16,7 +16,7 @@ from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
 from edgetune.optimize.workflow import make_workflow
-from edgetune.plan import Inputs, Origin, Plan
+from edgetune.plan import Inputs, Plan
 from edgetune.step import Step, path_of, versions_of
 
 STEPS = ("merge", "reference", "optimize", "package", "validate")
@@ -257,16 +257,16 @@ def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
         "lock_version": 1,
         "recipe": settings,
         "base": {
-            **_origin(inputs.base_origin),
+            **inputs.base_origin.as_json(),
             "trained_as": trained_as,
             "files": dict(sorted(inputs.base_digests.items())),
         },
-        "base_before": {**_origin(inputs.before_origin), "files": dict(inputs.before_digests)}
+        "base_before": {**inputs.before_origin.as_json(), "files": dict(inputs.before_digests)}
         if inputs.before_origin
         else None,
         "adapters": [
             {
-                **_origin(entry.origin),
+                **entry.origin.as_json(),
                 "peft_type": entry.adapter.peft_type,
                 "use_dora": entry.adapter.use_dora,
                 "weight": entry.weight,
@@ -285,16 +285,6 @@ def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
             **{f"optimize {name}": step.key for name, step in sorted(graphs.items())},
         },
     }
-
-
-def _origin(origin: Origin) -> dict[str, Any]:
-    """A folder's name, or a hub id with the revision asked for and the commit that it was."""
-    named = {"name": origin.name}
-    return (
-        named
-        if origin.commit is None
-        else {**named, "revision": origin.revision or "main", "commit": origin.commit}
-    )
 
 
 def _input_digests(inputs: Inputs) -> dict[str, Any]:

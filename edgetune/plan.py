@@ -52,6 +52,12 @@ class Origin:
     revision: str | None = None
     commit: str | None = None
 
+    def as_json(self) -> dict[str, str]:
+        """For the lock: nothing but the name of a folder."""
+        if self.commit is None:
+            return {"name": self.name}
+        return {"name": self.name, "revision": self.revision or "main", "commit": self.commit}
+
 
 @dataclass(frozen=True)
 class AdapterInput:

@@ -63,8 +63,8 @@ FAMILIES: dict[str, Tiny] = {
         "Llama with linear scaling", "llama",
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
     ),
-    "llama-yarn": Tiny(
-        "Llama, Qwen with YaRN", "qwen2",
+    "qwen2-yarn": Tiny(
+        "Qwen2.5 with YaRN", "qwen2",
         {"rope_parameters": {
             "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0,
             "original_max_position_embeddings": 64,

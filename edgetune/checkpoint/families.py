@@ -35,7 +35,7 @@ SUPPORTED: dict[str, Family] = {
 
 
 # What to do with families that are asked for often.
-_REFUSED: dict[str, str] = {
+REFUSED: dict[str, str] = {
     "phi3small": "Phi-3-small is code in its own repository; take Phi-3-mini or -medium",
     "gemma3": "a Gemma-3 for text and images; " + _TAKE_TEXT,
     "gemma3n": "a Gemma-3n for text, images and sound; take a text model",
@@ -77,8 +77,8 @@ def unsupported_reason(config: Mapping[str, Any]) -> str | None:
 
 def _unsupported_type(model_type: str, config: Mapping[str, Any]) -> str:
     start = f"model type {model_type!r} is not supported"
-    if model_type in _REFUSED:
-        return f"{start}: {_REFUSED[model_type]}"
+    if model_type in REFUSED:
+        return f"{start}: {REFUSED[model_type]}"
     architecture = str(next(iter(config.get("architectures") or []), ""))
     parts = [name for name in _PARTS if config.get(name)]
     if parts or architecture.endswith("ForConditionalGeneration"):

@@ -91,7 +91,25 @@ def _load_base(path: Path, trained_as: Mapping[str, Any] | None, scratch: Path |
             if isinstance(module, Linear4bit):
                 # else the weights would be rounded to the type they were quantized from
                 module.weight.quant_state.dtype = torch.float32
-        return model.dequantize(torch.float32).float().eval()
+        model = model.dequantize(torch.float32).float().eval()
+        return _with_exact_buffers(model, config)
+
+
+def _with_exact_buffers(model: Any, config: Any) -> Any:
+    """The model with what it computes from its config, computed in float32.
+
+    Loaded in its stored type it has that rounded: the factor of Gemma's embeddings becomes 9.8125
+    instead of 9.798, which a model that is loaded in float32 does not have.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, value in fresh.named_buffers():
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, value)
+    return model
 
 
 def _from_pretrained(path: Path, **options: Any) -> Any:

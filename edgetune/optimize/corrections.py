@@ -1,16 +1,15 @@
 """What onnxruntime-genai's builder (0.18) gets wrong, put right while it runs.
 
 Each correction says what would be lost without it. Most faults are silent: the graph opens, runs
-and answers, with other numbers than the model's. `tests/optimize/test_families.py` proves each
+and answers, with other numbers than the model's. `tests/optimize/test_family_graphs.py` proves each
 family's graph against torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 from edgetune.optimize.streaming import streaming
 
@@ -86,10 +85,18 @@ def _frequencies(
 @contextmanager
 def corrected(builder: Any, tables: Tables) -> Iterator[None]:
     """The builder (its module) with its faults corrected, while the block runs."""
-    with ExitStack() as stack:
-        for owner, name, correction in make_corrections(builder, tables):
-            stack.enter_context(mock.patch.object(owner, name, correction))
+    corrections = make_corrections(builder, tables)
+    before = [(owner, name, vars(owner).get(name)) for owner, name, _ in corrections]
+    for owner, name, correction in corrections:
+        setattr(owner, name, correction)
+    try:
         yield
+    finally:
+        for owner, name, original in before:
+            if original is None:  # inherited
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
 
 
 def make_corrections(builder: Any, tables: Tables) -> list[tuple[Any, str, Any]]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgetune.checkpoint.families import SUPPORTED, is_four_bit, ties_embeddings, unsupported_reason
+from edgetune.errors import INPUT_REFUSED, PlanError
+from edgetune.files import dump_json, read_json
+from edgetune.inspect import describe
+from edgetune.planning import plan_builds
+from edgetune.recipe import Recipe
 from tests.families import FAMILIES
 
 
@@ -85,3 +92,27 @@ def test_reasons() -> None:
     ):
         reason = unsupported_reason({"model_type": "llama", "quantization_config": settings})
         assert name in (reason or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "phi3small", "architectures": ["Phi3SmallForCausalLM"]}, "'phi3small' is"),
+        ({"model_type": "gemma3"}, "a Gemma-3 for text and images"),
+        ({"model_type": "olmo2"}, "no builder for OLMo 2"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "of the kind 'dynamic' cannot be"),
+    ],
+)
+def test_a_plan_refuses_it_once_with_exit_code_4(
+    changes: dict[str, Any], words: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    config = {**read_json(base / "config.json"), "rope_parameters": None, **changes}
+    (base / "config.json").write_text(dump_json(config))
+    recipe = Recipe.model_validate({"name": "a", "base": str(base)})
+    with pytest.raises(PlanError) as caught:
+        plan_builds(recipe, ["generic-x86-64"], tmp_path / "out")
+    (problem,) = caught.value.problems
+    assert words in problem.message
+    assert (problem.exit_code, caught.value.exit_code) == (INPUT_REFUSED, INPUT_REFUSED)
+    assert words in " ".join(describe(base)["problems"])

@@ -8,7 +8,7 @@ import pytest
 
 from edgetune.files import read_json
 from tests.families import FAMILIES, build_family
-from tests.merge.merged import merge, parity
+from tests.merge.merged import NF4_DOUBLE, merge, parity
 from tests.tiny import make_adapter
 
 
@@ -23,6 +23,16 @@ def test_every_linear_of_every_family(name: str, tmp_path: Path) -> None:
     difference, largest, change = parity(tmp_path / "out", base, [adapter])
     assert difference <= 1e-4 * max(1.0, largest)
     assert change > 0.3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_qlora_on_every_family(name: str, tmp_path: Path) -> None:
+    base = build_family(tmp_path / "base", name)
+    targets = list(FAMILIES[name].targets)
+    adapter = make_adapter(base, folder=tmp_path / "adapter", target_modules=targets)
+    merge(tmp_path / "out", base, [adapter], trained_as=NF4_DOUBLE)
+    difference, largest, _ = parity(tmp_path / "out", base, [adapter], trained_as=NF4_DOUBLE)
+    assert difference <= 1e-4 * max(1.0, largest)
 
 
 @pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3"])

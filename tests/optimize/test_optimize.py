@@ -82,9 +82,9 @@ def checkpoints(
         "window": build_base(folder / "window", "phi3", sliding_window=16),
         # Its fused gate and up projection is as wide as the vocabulary, 288.
         "wide": build_base(folder / "wide", "phi3", intermediate_size=144),
-        "linear": build_base(
-            folder / "linear",
-            rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        "dynamic": build_base(
+            folder / "dynamic",
+            rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
         ),
     }
 
@@ -94,7 +94,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]
     pairs = [
         ("phi3", "fp32"), ("tied", "fp32"), ("window", "fp32"), ("wide", "fp32"),
         ("phi3", "w8a16-rtn"), ("phi3", "w8a16-rtn-g256"), ("phi3", "w4a16-rtn-g16"),
-        ("tied", "w8a16-rtn"), ("tied", "w4a16-rtn-g128"), ("linear", "fp32"),
+        ("tied", "w8a16-rtn"), ("tied", "w4a16-rtn-g128"), ("dynamic", "fp32"),
     ]  # fmt: skip
     jobs = [{"checkpoint": str(checkpoints[name]), "scheme": scheme} for name, scheme in pairs]
     folder = tmp_path_factory.mktemp("built") / "out"
@@ -205,9 +205,9 @@ def test_a_shared_embedding_at_8_bits_is_the_heads(
 
 
 def test_a_model_that_would_be_wrong_is_refused(built: Built) -> None:
-    _, facts = built.find("linear", "fp32")
+    _, facts = built.find("dynamic", "fp32")
     assert facts["exit_code"] == 4
-    assert "rotary embeddings of the kind 'linear'" in facts["error"]
+    assert "rotary embeddings of the kind 'dynamic'" in facts["error"]
 
 
 @pytest.mark.parametrize(
