@@ -62,7 +62,7 @@ def _adapter(path: Path) -> dict[str, Any]:
         "alpha": adapter.alpha or None,
         "rank_pattern": adapter.config.get("rank_pattern") or None,
         "alpha_pattern": adapter.config.get("alpha_pattern") or None,
-        "use_rslora": bool(adapter.config.get("use_rslora")),
+        "use_rslora": adapter.config.get("use_rslora"),
         "target_modules": adapter.config.get("target_modules"),
         "modules_to_save": adapter.config.get("modules_to_save"),
         "base": adapter.base_name,

@@ -79,9 +79,10 @@ def is_plain_lora(config: Mapping[str, Any]) -> bool:
 
 
 def known_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that PEFT's config class of this type takes, those without a value left out."""
-    kind = TYPES[str(config["peft_type"])]
-    taken = kind.fields | COMMON_FIELDS - {"peft_type", "inference_mode"}
+    """The fields of this type's own that PEFT's config class takes, those without a value left
+    out. What all types have in common names files, hubs and modules: none of it bears on a merge.
+    """
+    taken = TYPES[str(config["peft_type"])].fields
     if config["peft_type"] in ("LORA", "ADALORA"):
         taken -= HARMLESS  # some of them ask for training data when a layer is made
     return {k: v for k, v in config.items() if k in taken and v is not None}

@@ -42,6 +42,13 @@ def fit_problems(adapter: Adapter, base: CheckpointFolder) -> list[Problem]:
         return [Problem(message, "save the adapter again after training", INPUT_REFUSED)]
     if problems := list(shape_problems(adapter, base)):
         return problems
+    if single := _of_one_expert(adapter, base):
+        message = (
+            f"{adapter.path / WEIGHTS_FILE}: {single} adapts one expert's own matrix: it was "
+            "trained with transformers 4, whose experts were modules"
+        )
+        hint = "load it with PEFT 0.21 over transformers 5 and save it again: that converts it"
+        return [Problem(message, hint, INPUT_REFUSED)]
     strangers, misfits = [], []
     base = reshaped(base, [adapter])
     plain = adapter_fields.is_plain_lora(adapter.config)
@@ -90,6 +97,15 @@ def _expected_shape(name: str, adapter: Adapter, base: CheckpointFolder) -> tupl
         embedding = f"{PREFIX}{module}.lora_embedding_A" in adapter.tensors
         return (columns if embedding else rows,)
     return {"lora_A.weight": (rank, columns), "lora_B.weight": (rows, rank)}.get(part, (rows,))
+
+
+def _of_one_expert(adapter: Adapter, base: CheckpointFolder) -> str | None:
+    """The first tensor that belongs to a single expert, which the model has no module for."""
+    for name in sorted(adapter.tensors):
+        weight = f"{split_name(name)[0]}.weight"
+        if place_of(base.model_type, weight).expert is not None:
+            return name
+    return None
 
 
 def _module_names(base: CheckpointFolder) -> frozenset[str]:

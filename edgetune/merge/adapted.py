@@ -18,41 +18,22 @@ from edgetune.checkpoint.adapter import (
     TRAINED_TOKENS,
     WEIGHTS_FILE,
     Adapter,
-    is_beside,
     split_name,
-    twin_of,
 )
 from edgetune.checkpoint.adapter_fields import is_plain_lora
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder
 from edgetune.checkpoint.skeleton import meta_model, quiet
 from edgetune.checkpoint.trained import weigh
 from edgetune.errors import InputRefusedError
+from edgetune.merge.copies import is_copy, one_of_the_tied, prove_tied_tokens
 from edgetune.merge.injection import Load, note_places, peft_config, shared_indices
-from edgetune.merge.ledger import Ledger, Source
+from edgetune.merge.ledger import Layer, Ledger, Source, Tokens
 from edgetune.merge.proof import peft_refuses, prove_complete, prove_same, prove_whole
 from edgetune.merge.unit import Unit
 
 _EMBEDDINGS = (EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight"))
 # What PEFT raises for a config that does not go with a base.
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A LoRA layer of PEFT, and its tensors: {(adapter name in PEFT, part): source}."""
-
-    module: str
-    peft: Any
-    parts: Mapping[tuple[str, str], Source]
-    ledger: Ledger
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Rows of an embedding that were trained by themselves: row `indices[k]` is the source's k."""
-
-    source: Source
-    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +90,7 @@ def _adapt_lora(base: CheckpointFolder, adapters: Sequence[tuple[Adapter, float]
         for key, entry in adapter.tensors.items():
             module, part = split_name(key)
             source = Source(name, adapter, entry)
-            if _is_copy(source, module, part, token_rows, ledger):
+            if is_copy(source, module, part, token_rows, ledger):
                 continue
             if part == TRAINED_TOKENS:
                 tokens[f"{module}.weight"] = Tokens(source, token_rows[module])
@@ -122,7 +103,7 @@ def _adapt_lora(base: CheckpointFolder, adapters: Sequence[tuple[Adapter, float]
     found = {m: Layer(m, layer, parts[m], ledger) for m, layer in layers.items()}
     own = {n for n in replaced if any(n.startswith(f"{m}.") for m in saved)}
     if base.tied and adapters[0][0].config.get("ensure_weight_tying"):
-        found = _one_of_the_tied(found)
+        found = one_of_the_tied(found)
         own -= {EMBEDDING, HEAD}
         changed = found.keys() - set(_EMBEDDINGS)
     else:
@@ -154,6 +135,7 @@ def _adapt_units(base: CheckpointFolder, adapter: Adapter, load: Load) -> Adapte
     shared: dict[str, Source] = {}
     tokens: dict[str, Tokens] = {}
     whole: dict[str, Source] = {}
+    beside: dict[str, Source] = {}
     for key, source in sources.items():
         if not key.startswith(PREFIX):
             shared[key] = source
@@ -163,16 +145,18 @@ def _adapt_units(base: CheckpointFolder, adapter: Adapter, load: Load) -> Adapte
         if module := next((holder for holder in holders if holder in modules), None):
             by_module[module][key] = source
             continue
+        beside[key] = source
         module, part = split_name(key)
-        if _is_copy(source, module, part, rows, ledger):
+        if is_copy(source, module, part, rows, ledger):
             continue
         if part == TRAINED_TOKENS:
             tokens[f"{module}.weight"] = Tokens(source, rows.get(module, ()))
         else:
             whole[key] = source
     if adapter.peft_type == "TRAINABLE_TOKENS" and base.tied:
-        _prove_tied_tokens(by_module, whole, ledger)
-    prove_whole(peft, name, adapter, whole, modules)
+        for key in prove_tied_tokens(by_module, whole, ledger):
+            del whole[key], beside[key]
+    prove_whole(peft, name, adapter, beside, modules)
     for module, tensors in sorted(by_module.items()):
         if not tensors and not shared:
             msg = f"{adapter.path / WEIGHTS_FILE}: no tensor for {module}, which its config targets"
@@ -281,56 +265,3 @@ def _token_rows(
                 raise InputRefusedError(msg, "name the base that this adapter was trained on")
             rows[bare] = tuple(indices)
     return rows
-
-
-def _is_copy(
-    source: Source, module: str, part: str, rows: Mapping[str, tuple[int, ...]], ledger: Ledger
-) -> bool:
-    """True for a tensor that the file holds twice, or that another one displaces: proved, noted.
-
-    `rows`: of the modules that train single tokens of their own.
-    """
-    twin = twin_of(source.entry.name)
-    if twin is None or (part == TRAINED_TOKENS and module in rows):
-        if is_beside(part):
-            ledger.note(source)
-        return is_beside(part)
-    entry = source.adapter.tensors.get(twin)
-    other = Source(source.name, source.adapter, entry) if entry else None
-    if other is None or not ledger.load(source).equal(ledger.load(other, note=False)):
-        msg = f"{source.adapter.path}: {source.entry.name} is not the same as {twin}"
-        raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
-    return True
-
-
-def _prove_tied_tokens(
-    units: Mapping[str, Mapping[str, Source]], whole: dict[str, Source], ledger: Ledger
-) -> None:
-    """PEFT stores a tied embedding's trained tokens again for the head: the same ones, left out."""
-    names = [f"{PREFIX}{module}.trainable_tokens_delta" for module in _EMBEDDINGS]
-    one = units.get(_EMBEDDINGS[0], {}).get(names[0])
-    other = whole.get(names[1])
-    if one is None or other is None:
-        return
-    if not ledger.load(one).equal(ledger.load(other)):
-        msg = f"{one.adapter.path}: it stores two different tensors for its tied tokens"
-        raise InputRefusedError(msg, "name the base that this adapter was trained on")
-    del whole[names[1]]
-
-
-def _one_of_the_tied(layers: dict[str, Layer]) -> dict[str, Layer]:
-    """With ensure_weight_tying the head's LoRA is the embedding's transposed: proved, left out."""
-    embedding, head = (layers.get(module) for module in _EMBEDDINGS)
-    if embedding is None or head is None:
-        return layers
-    ledger = head.ledger
-    mirror = {"lora_A.weight": "lora_embedding_B", "lora_B.weight": "lora_embedding_A"}
-    for (name, part), source in head.parts.items():
-        twin = embedding.parts.get((name, mirror.get(part, "")))
-        if twin is None or not ledger.load(source).equal(ledger.load(twin).T):
-            msg = (
-                f"{source.adapter.path}: {source.entry.name} is not the embedding's adapter "
-                "transposed, and its config has ensure_weight_tying"
-            )
-            raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
-    return {module: layer for module, layer in layers.items() if module != head.module}

@@ -34,6 +34,9 @@ class Place:
 def peft_config(adapter: Adapter) -> Any:
     """The adapter's config as PEFT's class, without an initialization that wants training data.
 
+    Nor does it name its base: PEFT would look for that one's vocabulary size, on the hub if need
+    be.
+
     Raises what PEFT raises for values that it refuses.
     """
     from peft import PeftConfig
@@ -43,11 +46,7 @@ def peft_config(adapter: Adapter) -> Any:
     fields.pop("layer_replication", None)
     if adapter.peft_type in ("LORA", "ADALORA"):
         fields["init_lora_weights"] = False
-    # a name here would make PEFT look for that base's vocabulary size, on the hub if need be
-    fields["base_model_name_or_path"] = None
-    return PeftConfig.from_peft_type(
-        peft_type=adapter.peft_type, **{**fields, "inference_mode": True}
-    )
+    return PeftConfig.from_peft_type(peft_type=adapter.peft_type, inference_mode=True, **fields)
 
 
 def note_places(model: Any, name: str, adapter: Adapter, load: Load) -> tuple[Any, list[Place]]:

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from edgetune.checkpoint.skeleton import quiet
 from edgetune.checkpoint.tensors import Rows, is_finite, row_blocks
 from edgetune.errors import InputRefusedError, StepFailedError
-from edgetune.merge.adapted import Layer
+from edgetune.merge.ledger import Layer
 
 Parts = dict[tuple[str, str], torch.Tensor]
 

@@ -1,8 +1,11 @@
-"""Which adapter tensors went into the merged checkpoint: every one must, once."""
+"""Adapter tensors and their places; which of them went into the merged checkpoint: every one must,
+once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -44,3 +47,21 @@ class Ledger:
     def note(self, source: Source) -> None:
         """Note a tensor as used."""
         self.used.add((source.name, source.entry.name))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A LoRA layer of PEFT, and its tensors: {(adapter name in PEFT, part): source}."""
+
+    module: str
+    peft: Any
+    parts: Mapping[tuple[str, str], Source]
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of an embedding that were trained by themselves: row `indices[k]` is the source's k."""
+
+    source: Source
+    indices: tuple[int, ...]

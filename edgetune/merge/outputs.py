@@ -31,9 +31,9 @@ from edgetune.checkpoint.tensors import (
     same_values,
 )
 from edgetune.errors import InputRefusedError
-from edgetune.merge.adapted import Adapted, Tokens, replaced_alone
+from edgetune.merge.adapted import Adapted, replaced_alone
 from edgetune.merge.layer import merged_bias, merged_weight
-from edgetune.merge.ledger import Source
+from edgetune.merge.ledger import Source, Tokens
 from edgetune.merge.unit import Merger, Unit
 
 

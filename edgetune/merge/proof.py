@@ -46,7 +46,8 @@ def prove_complete(model: Any, name: str, adapter: Adapter) -> None:
 def prove_whole(
     model: Any, name: str, adapter: Adapter, whole: Mapping[str, Source], modules: set[str]
 ) -> None:
-    """As `prove_complete`, of what lies beside the units: saved modules, biases, embeddings."""
+    """As `prove_complete`, of what lies beside the units: saved modules, biases, embeddings,
+    trained tokens."""
     config = model.peft_config[name]
     pattern = getattr(config, "rank_pattern", None)
     if adapter.peft_type == "ADALORA":  # PEFT would look for layers that are not there

@@ -12,9 +12,8 @@ import edgetune.checkpoint.tensors as tensors_module
 from edgetune.checkpoint.adapter import Adapter
 from edgetune.checkpoint.header import TensorEntry
 from edgetune.errors import InputRefusedError
-from edgetune.merge.adapted import Layer
 from edgetune.merge.layer import merged_weight
-from edgetune.merge.ledger import Ledger, Source
+from edgetune.merge.ledger import Layer, Ledger, Source
 from tests.merge.merged import merge
 from tests.tiny import build_base, make_adapter
 

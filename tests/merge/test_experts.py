@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from edgetune.checkpoint.experts import EXPERTS, experts_problems, stored_names, stored_shapes
 from edgetune.errors import InputRefusedError
 from tests.merge.merged import NF4, merge, parity
-from tests.tiny import build_base, make_adapter
+from tests.tiny import build_base, edit_tensors, make_adapter
 
 SMALL = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 BASES: dict[str, dict[str, Any]] = {
@@ -77,6 +77,16 @@ def test_four_bit_experts_are_refused(tmp_path: Path) -> None:
     adapter = make_adapter(base, folder=tmp_path / "a", target_modules=["q_proj"])
     with pytest.raises(InputRefusedError, match="4-bit weights of a mixture of experts"):
         merge(tmp_path / "out", base, [adapter], trained_as=NF4)
+
+
+def test_adapters_of_single_experts_are_refused(tmp_path: Path) -> None:
+    """transformers 4 had a module for each expert; PEFT converts such adapters when it loads."""
+    base = build_base(tmp_path / "base", "mixtral", **BASES["mixtral"])
+    adapter = make_adapter(base, folder=tmp_path / "a", target_modules=["q_proj"])
+    name = "base_model.model.model.layers.0.block_sparse_moe.experts.0.w1.lora_A.weight"
+    edit_tensors(adapter / "adapter_model.safetensors", lambda t: {**t, name: torch.ones(4, 64)})
+    with pytest.raises(InputRefusedError, match="was trained with transformers 4"):
+        merge(tmp_path / "out", base, [adapter])
 
 
 def test_a_plan_refuses_them_by_name() -> None:

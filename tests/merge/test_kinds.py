@@ -150,6 +150,20 @@ def test_broken_files(case: str, tiny_llama: Path, tmp_path: Path) -> None:
     assert words in caught.value.message
 
 
+@pytest.mark.parametrize("kind", ["RandLoRA regenerated", "FRoD regenerated", "PSOFT", "OSF"])
+def test_what_is_made_again_is_the_same_each_time(
+    kind: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    adapter = make_kind(tiny_llama, KINDS[kind], tmp_path / "adapter")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        merge(tmp_path / str(seed), tiny_llama, [adapter])
+    one, other = ((tmp_path / n / "model.safetensors").read_bytes() for n in "12")
+    assert one == other
+
+
 def test_only_lora_adds_up(tiny_llama: Path, tmp_path: Path) -> None:
     adapter = make_kind(tiny_llama, KINDS["LoHa"], tmp_path / "adapter")
     for given in ([(adapter, 0.5)], [adapter, adapter]):

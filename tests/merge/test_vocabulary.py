@@ -35,6 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "targeted by DoRA": ({"target_modules": [*BOTH, "q_proj"], "use_dora": True}, True),
     "trained tokens": ({"trainable_token_indices": TOKENS}, False),
     "another type": ({"peft_type": "LOHA"}, False),
+    "another type, saved modules": ({"peft_type": "LOHA", "modules_to_save": BOTH}, True),
 }  # fmt: skip
 
 
