@@ -59,6 +59,9 @@ class Emulate(Strict):
 
     # QEMU's name for it, with switches where there are some: cortex-a76, "max,sve=off".
     cpu: str
+    # MIDR_EL1 that /proc/cpuinfo shows on Arm, where the emulated processor's own names no core:
+    # onnxruntime 1.32 crashes at import when it does not know the implementer.
+    main_id: int | None = Field(default=None, ge=0, lt=1 << 32)
     # In which way it is a stand-in; empty when its instruction sets are the device's.
     differs: str = ""
 

@@ -47,6 +47,8 @@ class Emulation:
     environment: str | None
     # What the device's profile asks of a processor.
     needs: tuple[str, ...]
+    # MIDR_EL1 to show in place of the processor's own; Arm only.
+    main_id: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The emulation as a step's argument."""
@@ -55,7 +57,7 @@ class Emulation:
     def as_input(self) -> dict[str, Any]:
         """What a result depends on, no path in it."""
         made = read_record(Path(self.environment)) if self.environment else None
-        kept = ("arch", "cpu", "differs", "emulator", "needs")
+        kept = ("arch", "cpu", "differs", "emulator", "needs", "main_id")
         return {**{key: self.as_json()[key] for key in kept}, "environment": made}
 
 
@@ -93,6 +95,7 @@ def find_emulation(device: Device, host: Host) -> Emulation:
         emulator=emulator,
         environment=_environment(device.arch, host),
         needs=device.cpu.instruction_sets,
+        main_id=device.emulate.main_id,
     )
 
 
@@ -158,7 +161,10 @@ def guest(emulation: Emulation) -> Iterator[tuple[list[str], dict[str, str]]]:
             command += ["-L", str(root), str(_python(root))]
         environment = _guest_environment(paths)
         if emulation.environment is not None:
-            text = cpuinfo_text(ask_processor(command, environment))
+            found = ask_processor(command, environment)
+            if emulation.main_id is not None:
+                found["main_id"] = emulation.main_id
+            text = cpuinfo_text(found)
             (here / "root" / "proc" / "cpuinfo").write_text(text, encoding="ascii")
         yield command, environment
 

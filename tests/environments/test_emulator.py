@@ -126,6 +126,20 @@ def test_the_guest_on_arm_has_a_root_of_its_own(
     assert not (place / "root" / "proc").exists(), "the shared environment was written to"
 
 
+def test_a_stand_in_shows_the_core_that_its_profile_names(
+    qemu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path)
+    nameless = {**A76, "main_id": 0x000F0510}
+    monkeypatch.setattr(emulator, "ask_processor", lambda *_: dict(nameless))
+    emulation = find_emulation(find_device("aws-graviton3"), HOST)
+    assert emulation.cpu.startswith("max,")
+    with guest(emulation) as (command, _):
+        text = (Path(command[command.index("-L") + 1]) / "proc" / "cpuinfo").read_text()
+    assert "CPU implementer\t: 0x41" in text
+    assert "CPU part\t: 0xd40" in text
+
+
 def test_the_guest_on_x86_runs_the_real_python_with_the_own_libraries(qemu: Path) -> None:
     with guest(find_emulation(find_device("intel-i7-4770"), HOST)) as (command, environment):
         assert command[-1] == os.path.realpath(sys.executable)

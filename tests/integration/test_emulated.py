@@ -31,9 +31,10 @@ from tests.integration.conftest import ROOT, build_of, edgetune, report_of
 
 pytestmark = pytest.mark.slow
 
-# Between what VNNI and Arm give on the demo (KL 0.0056, 0.0043 to 0.0073) and what AVX2 does
-# (0.037, 0.016 to 0.064).
-LIMIT = 0.01
+# Between what VNNI and Arm give on 37 of the demo's items (KL 0.0065, 0.0024 to 0.0134) and what
+# AVX2 does (0.078, 0.045 to 0.113).
+LIMIT = 0.02
+TOKENS = 1500
 # Dynamic quantization loses 1.7 points by itself, wherever it runs.
 DROP = 0.05
 GRAPH = "cpu-dynamic-int8"
@@ -90,8 +91,12 @@ def _verdicts(report: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_saturating_package_passes_here_and_is_caught_on_haswell(
-    dynamic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dynamic: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(emulated, "MOST_TOKENS", TOKENS)
     if not {"avx512_vnni", "avx_vnni"} & set(instruction_sets() or ()):
         pytest.skip("this processor has no VNNI: the package is bad here already")
     _need("intel-i7-4770")
@@ -113,7 +118,10 @@ def test_a_saturating_package_passes_here_and_is_caught_on_haswell(
     assert "lost     on the emulated Haswell KL from the trained model" in capsys.readouterr().out
 
 
-def test_the_saturating_package_is_sound_on_arm(dynamic: Path, tmp_path: Path) -> None:
+def test_the_saturating_package_is_sound_on_arm(
+    dynamic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulated, "MOST_TOKENS", TOKENS)
     _need("raspberry-pi-5")
     code, report = _validate(dynamic, tmp_path / "arm.json", "--emulate", "raspberry-pi-5")
     assert code == 0
