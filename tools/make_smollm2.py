@@ -38,6 +38,7 @@ LEFT_OUT = (
     *("id2label", "label2id", "is_encoder_decoder", "output_attentions", "output_hidden_states"),
     *("problem_type", "return_dict"),
 )
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = ROOT / "smollm2-135m"
 SEED = 2025
@@ -142,18 +143,20 @@ def save(state: State, config: Mapping[str, Any], tokenizer: Any, folder: Path) 
 
 
 def save_tokenizer(tokenizer: Any, context: int, folder: Path) -> None:
-    """Write the tokenizer, each digit a token of its own.
+    """Write the tokenizer with SmolLM's pre-tokenizer: every digit alone, then GPT-2's pattern.
 
-    GGUF names SmolLM's pre-tokenizer, and transformers takes GPT-2's for it; the two differ where
-    white space precedes a digit.
+    GGUF names it, and transformers takes GPT-2's alone for it. SmolLM's own files say
+    `Digits` and `ByteLevel` with its built-in pattern, which onnxruntime-genai 0.18 reads
+    differently ("a  12", "½"); the same two steps written as patterns are read alike by both.
     """
-    from tokenizers import pre_tokenizers
+    from tokenizers import Regex, pre_tokenizers
 
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(GPT2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     backend.save(str(folder / "tokenizer.json"))

@@ -160,8 +160,16 @@ def test_a_folder_is_written_the_same_twice(maker: ModuleType, tmp_path: Path) -
     assert loaded.generation_config.eos_token_id == 2
     read = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "one")
     assert read.eos_token == "<|im_end|>"
-    # Each digit is a token, and none takes the space before it along.
+    # Each digit is a token, and none takes the space before it along; all else is as SmolLM's own
+    # `Digits` and `ByteLevel` have it.
     assert read.tokenize("a  12")[-2:] == ["1", "2"]
+    pieces = tokenizers.pre_tokenizers
+    own = pieces.Sequence([pieces.Digits(individual_digits=True), pieces.ByteLevel(False)])
+    rng = random.Random(1)
+    for _ in range(300):
+        text = "".join(rng.choices(["ab", " ", "  ", "1", "½", "٣", "\n", "'s", ".", "é"], k=9))
+        given = read.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        assert [piece for piece, _ in given] == [p for p, _ in own.pre_tokenize_str(text)], text
 
 
 def test_another_wheel_is_refused(
@@ -191,7 +199,7 @@ def items(task: str, part: str) -> list[list[dict[str, str]]]:
 @pytest.mark.parametrize("name", TASKS)
 def test_shipped_items_are_chats_whose_answers_are_json(name: str) -> None:
     asked = {}
-    for part, count in (("calibration", 64), ("evaluation", 120)):
+    for part, count in (("calibration", 64), ("evaluation", 160)):
         chats = items(name, part)
         assert len(chats) == count
         assert all([m["role"] for m in chat] == ["user", "assistant"] for chat in chats)
@@ -221,7 +229,7 @@ def test_shipped_adapters_meet_their_claims() -> None:
     report = json.loads((SHIPPED / "MEASURED.json").read_text("utf-8"))
     assert set(report) == set(TASKS)
     for row in report.values():
-        assert row["n"] == 120
+        assert row["n"] == 160
         assert row["base_accuracy"] <= 0.2
         assert row["trained_accuracy"] >= 0.9
         assert row["kl_trained_base"] > 0.5
