@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,18 +45,15 @@ def main() -> None:
     kind = "dora" if options.dora else "lora"
     base, adapter = options.work / options.shape, options.work / f"{options.shape}-{kind}"
     make = [sys.executable, str(Path(__file__).parent / "shapes.py"), options.shape]
-    import subprocess
-
     subprocess.run([*make, str(base), str(adapter), kind], check=True)
     outs = {name: options.work / f"merge-{name}" for name in ("edgetune", "peft", "peft-f32")}
+    ours = [sys.executable, "-m", "edgetune", "build", "-m", str(base), "-a", str(adapter)]
+    theirs = [sys.executable, __file__, "--peer", str(base), str(adapter)]
     commands = {
-        "edgetune": [
-            sys.executable, "-m", "edgetune", "build", "-m", str(base), "-a", str(adapter),
-            "-o", str(outs["edgetune"]), "--until", "merge",
-        ],
-        "peft": [sys.executable, __file__, "--peer", *map(str, (base, adapter, outs["peft"])), "bfloat16"],
-        "peft-f32": [sys.executable, __file__, "--peer", *map(str, (base, adapter, outs["peft-f32"])), "float32"],
-    }  # fmt: skip
+        "edgetune": [*ours, "-o", str(outs["edgetune"]), "--until", "merge"],
+        "peft": [*theirs, str(outs["peft"]), "bfloat16"],
+        "peft-f32": [*theirs, str(outs["peft-f32"]), "float32"],
+    }
     if options.alone:
         commands = {"edgetune": commands["edgetune"]}
     runs = compare(commands, options.rounds, outs)
