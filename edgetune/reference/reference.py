@@ -61,7 +61,7 @@ class _Job:
     @property
     def scratch(self) -> Path | None:
         """Where the weights go of a model that is run layer by layer; None: into memory."""
-        return self.out if self.arguments["layered"] else None
+        return self.out if self.arguments.get("layered") else None
 
     def answer(self, items: tuple[ScoredItem, ...], model: Any, label: str) -> list[str | None]:
         """Greedy answers of a model to the items that expect one."""
