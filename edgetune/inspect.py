@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgetune.checkpoint.adapter import read_adapter, refusal_of
+from edgetune.checkpoint.adapter import is_pickled, pickle_problem, read_adapter, refusal_of
 from edgetune.checkpoint.families import unsupported_reason
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.errors import InputRefusedError
@@ -34,8 +34,12 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _adapter(path: Path) -> dict[str, Any]:
-    adapter = read_adapter(path)
+    adapter = read_adapter(path, pickled=True)
     reason = refusal_of(adapter)
+    pickled = is_pickled(path)
+    problems = [reason] if reason else []
+    if pickled:
+        problems.append(f"{pickle_problem(path)}; `build --allow-pickle` reads it, confined")
     kind = adapter.peft_type.replace("LORA", "DoRA" if adapter.use_dora else "LoRA")
     return {
         "kind": "adapter",
@@ -49,10 +53,11 @@ def _adapter(path: Path) -> dict[str, Any]:
         "target_modules": adapter.config.get("target_modules"),
         "modules_to_save": adapter.config.get("modules_to_save"),
         "base": adapter.base_name,
-        "tensors": len(adapter.tensors),
-        "parameters": sum(_count(t.shape) for t in adapter.tensors.values()),
+        "weights": adapter.files[-1],
+        "tensors": None if pickled else len(adapter.tensors),
+        "parameters": None if pickled else sum(_count(t.shape) for t in adapter.tensors.values()),
         "note": "PEFT does not store how the base was quantized in training: say --trained-as",
-        "problems": [reason] if reason else [],
+        "problems": problems,
     }
 
 

@@ -21,9 +21,15 @@ from edgetune.step import find_done, is_ours, passed, versions_of, why_not_done
 
 
 def plan_builds(
-    recipe: Recipe, device_names: Sequence[str], out: Path, only: str = "*"
+    recipe: Recipe,
+    device_names: Sequence[str],
+    out: Path,
+    only: str = "*",
+    pickles: Path | None = None,
 ) -> list[Plan]:
     """The plans of a recipe for its devices (`-d`, else the recipe's, else this machine).
+
+    `pickles`: a folder for what pickled weights are converted into; without one they are refused.
 
     Raises PlanError listing every problem of every device, UsageError for a foreign output
     folder or a pattern that no build matches.
@@ -47,7 +53,7 @@ def plan_builds(
     if not devices and not problems:
         msg = f"--only {only}: no build matches; there are {', '.join(identifiers)}"
         raise UsageError(msg, "for example --only '*@generic-x86-64'")
-    inputs, found = resolve(recipe)
+    inputs, found = resolve(recipe, pickles)
     problems += found
     plans: list[Plan] = []
     if inputs is not None:

@@ -25,6 +25,7 @@ from edgetune.files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 _PART = re.compile(
     r"(?P<module>.+)\."
@@ -32,6 +33,10 @@ _PART = re.compile(
 )
 _QUANT_STATE = ".quant_state.bitsandbytes__"
 _WRONG_BASE = "name the base that this adapter was trained on"
+PICKLE_HINT = (
+    "--allow-pickle reads it in a confined process; or, where you trust it, load it with PEFT and "
+    "write safetensors with save_pretrained"
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class Adapter:
     files: tuple[str, ...]
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Read an adapter folder: config and header, not the weights.
+def read_adapter(path: Path, *, pickled: bool = False) -> Adapter:
+    """Read an adapter folder: config and header, not the weights. With `pickled` an adapter that
+    has only a pickle is read too, without its tensors.
 
     Raises InputRefusedError: no adapter folder, a config that is no PEFT config, pickle weights
     only, a damaged file, a path that leads out of the folder. What the adapter asks for is judged
@@ -65,13 +71,9 @@ def read_adapter(path: Path) -> Adapter:
     if wrong:
         msg = f"{path / CONFIG_FILE}: {wrong}"
         raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
-    if not (path / WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
-        msg = f"{path}: only adapter_model.bin, a pickle file, which can run code when read"
-        hint = (
-            "where you trust it, load it with PEFT and convert it to safetensors: "
-            "PeftModel.save_pretrained writes adapter_model.safetensors"
-        )
-        raise InputRefusedError(msg, hint)
+    weights = PICKLE_FILE if is_pickled(path) else WEIGHTS_FILE
+    if weights == PICKLE_FILE and not pickled:
+        raise InputRefusedError(pickle_problem(path), PICKLE_HINT)
     return Adapter(
         path=path,
         config=config,
@@ -80,9 +82,19 @@ def read_adapter(path: Path) -> Adapter:
         rank=_number(config, "r"),
         alpha=_number(config, "lora_alpha"),
         base_name=config.get("base_model_name_or_path") or None,
-        tensors=read_header(safe_file(path, WEIGHTS_FILE)),
-        files=(CONFIG_FILE, WEIGHTS_FILE),
+        tensors={} if weights == PICKLE_FILE else read_header(safe_file(path, weights)),
+        files=(CONFIG_FILE, weights),
     )
+
+
+def is_pickled(path: Path) -> bool:
+    """True for an adapter folder whose weights are a pickle and nothing else."""
+    return not (path / WEIGHTS_FILE).exists() and (path / PICKLE_FILE).exists()
+
+
+def pickle_problem(path: Path) -> str:
+    """What is wrong with such a folder, as a sentence."""
+    return f"{path}: only {PICKLE_FILE}, a pickle file, which can run code when read"
 
 
 def refusal_of(adapter: Adapter) -> str | None:

@@ -19,6 +19,8 @@ HEAD = "lm_head.weight"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 20
+PICKLED_FILE = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt)")
 # What a merged checkpoint takes over besides config and weights; never Python, never pickle.
 _SIDE_FILES = re.compile(
@@ -90,7 +92,7 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
         msg = f"{path / 'config.json'}: quantization_config is not a mapping"
         raise InputRefusedError(msg, "take the config.json that belongs to these weights")
     weights, tensors = _read_weights(path)
-    side_files = _side_files(path)
+    side_files = list_side_files(path)
     generation = {}
     if "generation_config.json" in side_files:
         generation = _read_mapping(path, "generation_config.json")
@@ -130,6 +132,27 @@ def safe_file(folder: Path, relative: str) -> Path:
     return place
 
 
+def is_pickled(path: Path) -> bool:
+    """True for a checkpoint folder whose weights are transformers' pickles and nothing else."""
+    names = (SINGLE_FILE, INDEX_FILE)
+    return not any((path / name).exists() for name in names) and any(
+        (path / name).is_file() for name in (PICKLED_FILE, PICKLED_INDEX)
+    )
+
+
+def pickle_files(path: Path) -> tuple[list[str], list[str]]:
+    """([the index, if there is one], weight files) of such a folder.
+
+    Raises InputRefusedError for an index that names no file of this folder.
+    """
+    if (path / PICKLED_FILE).exists():
+        return [], [PICKLED_FILE]
+    weight_map = _weight_map(path, PICKLED_INDEX)
+    return [PICKLED_INDEX], sorted(
+        {_shard_name(path, PICKLED_INDEX, name, ".bin") for name in weight_map.values()}
+    )
+
+
 def _read_mapping(folder: Path, name: str) -> dict[str, Any]:
     value = read_json(safe_file(folder, name))
     if not isinstance(value, dict):
@@ -144,11 +167,10 @@ def _read_weights(path: Path) -> tuple[list[str], dict[str, TensorEntry]]:
         return [SINGLE_FILE], read_header(safe_file(path, SINGLE_FILE))
     if not (path / INDEX_FILE).exists():
         raise _no_weights(path)
-    weight_map = _read_mapping(path, INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        msg = f"{path / INDEX_FILE}: no weight_map"
-        raise InputRefusedError(msg, "copy the file again from where it came from")
-    files = sorted({_shard_name(path, name) for name in weight_map.values()})
+    weight_map = _weight_map(path, INDEX_FILE)
+    files = sorted(
+        {_shard_name(path, INDEX_FILE, name, ".safetensors") for name in weight_map.values()}
+    )
     tensors: dict[str, TensorEntry] = {}
     for file in files:
         found = read_header(safe_file(path, file))
@@ -164,12 +186,21 @@ def _read_weights(path: Path) -> tuple[list[str], dict[str, TensorEntry]]:
     return files, tensors
 
 
-def _shard_name(path: Path, name: Any) -> str:
-    if not isinstance(name, str) or not name.endswith(".safetensors"):
-        msg = f"{path / INDEX_FILE}: {name!r} is not a safetensors file"
+def _weight_map(path: Path, index: str) -> dict[str, Any]:
+    """{tensor: file} of an index, neither checked yet."""
+    weight_map = _read_mapping(path, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        msg = f"{path / index}: no weight_map"
+        raise InputRefusedError(msg, "copy the file again from where it came from")
+    return weight_map
+
+
+def _shard_name(path: Path, index: str, name: Any, suffix: str) -> str:
+    if not isinstance(name, str) or not name.endswith(suffix):
+        msg = f"{path / index}: {name!r} is not a {suffix.removeprefix('.')} file"
         raise InputRefusedError(msg, "convert the weights to safetensors with save_pretrained")
     if Path(name).name != name:
-        msg = f"{path / INDEX_FILE}: {name!r} leads out of the folder"
+        msg = f"{path / index}: {name!r} leads out of the folder"
         raise InputRefusedError(msg, "keep the files of a checkpoint in its own folder")
     return name
 
@@ -184,10 +215,13 @@ def _no_weights(path: Path) -> InputRefusedError:
         "where you trust them, load the model with transformers and save it again: "
         "save_pretrained writes safetensors"
     )
+    if is_pickled(path):
+        hint = f"--allow-pickle reads them in a confined process; or, {hint}"
     return InputRefusedError(msg, hint)
 
 
-def _side_files(path: Path) -> list[str]:
+def list_side_files(path: Path) -> list[str]:
+    """The tokenizer's and generation's files of a checkpoint, sorted, each proved to lie in it."""
     names = [p.name for p in path.iterdir() if _SIDE_FILES.fullmatch(p.name)]
     templates = [f"{_TEMPLATES}/{p.name}" for p in (path / _TEMPLATES).glob("*.jinja")]
     for name in chain(names, templates):

@@ -8,11 +8,12 @@ from edgetune.checkpoint.adapter import Adapter, read_adapter
 from edgetune.errors import InputRefusedError
 
 
-def find_adapter(path: str) -> Adapter:
+def find_adapter(path: str, *, pickled: bool = False) -> Adapter:
     """The adapter in a folder: its configuration and the table of its tensors.
 
     PEFT saves an adapter that is not called `default` into a sub-folder of that name; a single
-    such sub-folder is taken. Raises InputRefusedError for anything else.
+    such sub-folder is taken. `pickled`: see `read_adapter`. Raises InputRefusedError for anything
+    else.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -26,4 +27,4 @@ def find_adapter(path: str) -> Adapter:
             raise InputRefusedError(msg, "name one of them")
         if named:
             folder = named[0]
-    return read_adapter(folder.resolve())
+    return read_adapter(folder.resolve(), pickled=pickled)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
+from edgetune.checkpoint.adapter import PICKLE_FILE
+from edgetune.checkpoint.folder import CheckpointFolder, is_pickled, read_checkpoint
 from edgetune.errors import EdgetuneError, Problem, UsageError
 from edgetune.files import sha256_of_file
 from edgetune.plan import AdapterInput, DataInput, Inputs
-from edgetune.recipe import Recipe
+from edgetune.recipe import AdapterRef, Recipe
 from edgetune.sources.huggingface import find_checkpoint
 from edgetune.sources.peft_adapter import find_adapter
+from edgetune.sources.pickles import adapter_from_pickle, checkpoint_from_pickle
 from edgetune.tasks import load_task
 
 _Found = TypeVar("_Found")
 
 
-def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
-    """The inputs of a recipe (None without a usable base) and every problem met on the way."""
+def resolve(recipe: Recipe, pickles: Path | None = None) -> tuple[Inputs | None, list[Problem]]:
+    """The inputs of a recipe (None without a usable base) and every problem met on the way.
+
+    Pickled weights are converted into the folder `pickles`; without one they are a problem.
+    """
     problems: list[Problem] = []
 
     def attempt(find: Callable[[], _Found]) -> _Found | None:
@@ -31,36 +37,49 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
             problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
         return None
 
-    base = attempt(lambda: read_checkpoint(find_checkpoint(recipe.base.path, recipe.base.revision)))
+    base = attempt(lambda: _read_base(recipe.base.path, recipe.base.revision, pickles))
     before_path = recipe.base_before
     before = (
-        attempt(lambda: read_checkpoint(find_checkpoint(before_path, None)))
-        if before_path is not None
-        else None
+        attempt(lambda: _read_base(before_path, None, pickles)) if before_path is not None else None
     )
     adapters = [
-        AdapterInput(adapter, reference.weight, _digests(adapter.path, adapter.files))
+        adapter
         for reference in recipe.adapters
-        if (adapter := attempt(lambda path=reference.path: find_adapter(path))) is not None  # type: ignore[misc]
+        if (adapter := attempt(partial(_read_adapter, reference, pickles))) is not None
     ]
     evaluation = attempt(lambda: _read_data(recipe.task, recipe.data.evaluation, "evaluation"))
     calibration = attempt(lambda: _read_data(recipe.task, recipe.data.calibration, "calibration"))
     if base is None:
         return None, problems
     inputs = Inputs(
-        base=base,
-        base_digests=_checkpoint_digests(base),
+        base=base[0],
+        base_digests=base[1],
         adapters=tuple(adapters),
-        before=before,
-        before_digests=_checkpoint_digests(before) if before else {},
+        before=before[0] if before else None,
+        before_digests=before[1] if before else {},
         evaluation=evaluation,
         calibration=calibration,
     )
     return inputs, problems
 
 
-def _checkpoint_digests(checkpoint: CheckpointFolder) -> dict[str, str]:
-    return _digests(checkpoint.path, checkpoint.files)
+def _read_base(
+    path: str, revision: str | None, pickles: Path | None
+) -> tuple[CheckpointFolder, dict[str, str]]:
+    folder = find_checkpoint(path, revision)
+    if pickles is not None and is_pickled(folder):
+        return checkpoint_from_pickle(folder, pickles)
+    checkpoint = read_checkpoint(folder)
+    return checkpoint, _digests(checkpoint.path, checkpoint.files)
+
+
+def _read_adapter(reference: AdapterRef, pickles: Path | None) -> AdapterInput:
+    adapter = find_adapter(reference.path, pickled=pickles is not None)
+    if pickles is not None and PICKLE_FILE in adapter.files:
+        adapter, digests = adapter_from_pickle(adapter.path, pickles)
+    else:
+        digests = _digests(adapter.path, adapter.files)
+    return AdapterInput(adapter, reference.weight, digests)
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
