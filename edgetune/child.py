@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -78,13 +79,14 @@ def run_child(
     log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
     job = {"function": function, "arguments": dict(arguments), "out": str(out), "events": writer}
-    environment = {**inherited, **_CHILD_ENVIRONMENT, "EDGETUNE_PARENT": str(os.getpid())}
+    environment = {**inherited, **_CHILD_ENVIRONMENT, **python_path(inherited)}
+    environment["EDGETUNE_PARENT"] = str(os.getpid())
     with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
         job_file = Path(folder) / "job.json"
         job_file.write_text(json.dumps(job), encoding="utf-8")
         with log.open("w", encoding="utf-8") as log_file:
             child = subprocess.Popen(
-                [python, "-m", "edgetune.child", str(job_file)],
+                [python, "-P", "-m", "edgetune.child", str(job_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
@@ -113,6 +115,19 @@ def run_child(
     if "result" not in last or code != 0:
         raise _crash(function, code, log)
     return last["result"], last["peak_rss_mb"]
+
+
+def python_path(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variable that lets `python -P` find edgetune where it is not installed.
+
+    Without -P a child would import from the folder that the user happens to stand in: a
+    downloaded model may bring a torch.py.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    if root in site.getsitepackages():
+        return {}
+    more = [path for path in inherited.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {"PYTHONPATH": os.pathsep.join([root, *more])}
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

@@ -89,7 +89,7 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         raise _refused(file, f"holds {type(value).__name__}, not a dictionary of tensors")
     for name, tensor in value.items():
         if not isinstance(name, str) or name == "__metadata__":
-            raise _refused(file, f"has a key {type(name).__name__!s} that is no tensor's name")
+            raise _refused(file, f"has a key of type {type(name).__name__}, no tensor's name")
         _check_plain(file, name, tensor)
     return value
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from edgetune.child import python_path
 from edgetune.errors import StepFailedError, error_from_code
 
 
@@ -74,10 +75,10 @@ class Worker:
 def open_worker(command: Sequence[str]) -> Iterator[Worker]:
     """Start `python -m <command>`; asked to stop, then killed, when the block ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-P", "-m", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "EDGETUNE_PARENT": str(os.getpid())},
+        env={**os.environ, **python_path(), "EDGETUNE_PARENT": str(os.getpid())},
     )
     worker = Worker(command[0], process)
     try:
