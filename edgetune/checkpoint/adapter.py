@@ -20,6 +20,7 @@ from typing import Any
 from edgetune.checkpoint import adapter_fields
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, safe_file
 from edgetune.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
+from edgetune.checkpoint.patterns import pattern_problem
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem
 from edgetune.files import read_json
 
@@ -31,6 +32,7 @@ _PART = re.compile(
     r"(?P<module>.+)\."
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)"
 )
+_MOST_STATE_BYTES = 1 << 16
 _QUANT_STATE = ".quant_state.bitsandbytes__"
 _WRONG_BASE = "name the base that this adapter was trained on"
 PICKLE_HINT = (
@@ -116,6 +118,10 @@ def fit_problems(adapter: Adapter, base: CheckpointFolder) -> list[Problem]:
             "not supported yet"
         )
         return [Problem(message, "train with ensure_weight_tying false", INPUT_REFUSED)]
+    modules = {name.rpartition(".")[0] for name in base.tensors}
+    if problem := pattern_problem(adapter.config, modules):
+        message = f"{adapter.path / CONFIG_FILE}: {problem}"
+        return [Problem(message, "save the adapter again from training", INPUT_REFUSED)]
     strangers, misfits = [], []
     for name, entry in sorted(adapter.tensors.items()):
         if entry.dtype not in FLOAT_DTYPES:
@@ -226,6 +232,8 @@ def _pattern_value(adapter: Adapter, module: str) -> int:
 
 def _packed_shape(base: CheckpointFolder, state: TensorEntry) -> tuple[int, ...] | None:
     """The shape that bitsandbytes keeps as JSON bytes beside each packed 4-bit weight."""
+    if state.nbytes > _MOST_STATE_BYTES:
+        raise _no_state(base, state)
     descriptor = os.open(base.path / state.file, os.O_RDONLY)
     try:
         text = os.pread(descriptor, state.nbytes, state.begin)
@@ -233,9 +241,13 @@ def _packed_shape(base: CheckpointFolder, state: TensorEntry) -> tuple[int, ...]
         os.close(descriptor)
     try:
         return tuple(int(size) for size in json.loads(text)["shape"])
-    except (ValueError, KeyError, TypeError):
-        msg = f"{base.path / state.file}: tensor {state.name!r} is no quantization state"
-        raise InputRefusedError(msg, "copy the file again from where it came from") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise _no_state(base, state) from None
+
+
+def _no_state(base: CheckpointFolder, state: TensorEntry) -> InputRefusedError:
+    msg = f"{base.path / state.file}: tensor {state.name!r} is no quantization state"
+    return InputRefusedError(msg, "copy the file again from where it came from")
 
 
 def _some(what: str, names: list[str]) -> Iterator[str]:

@@ -74,6 +74,9 @@ def type_problem(config: Mapping[str, Any]) -> str | None:
         "modules_to_save": (_are_names, "a list of names"),
         "bias": (lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
         "base_model_name_or_path": (lambda v: isinstance(v, str), "text"),
+        "exclude_modules": (_are_names, "a name, a pattern or a list of names"),
+        "layers_pattern": (_are_names, "a name or a list of names"),
+        "layers_to_transform": (_are_layers, "a number or a list of numbers"),
         **{
             flag: (lambda v: isinstance(v, bool), "true or false")
             for flag in ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out")
@@ -82,7 +85,7 @@ def type_problem(config: Mapping[str, Any]) -> str | None:
     for field, (fits, meant) in rules.items():
         value = config.get(field)
         if value is not None and not fits(value):
-            return f"{field} is {value!r}, not {meant}"
+            return f"{field} is {_short(value)}, not {meant}"
     return None
 
 
@@ -92,15 +95,28 @@ def unknown_fields(config: Mapping[str, Any]) -> list[str]:
 
 
 def _is_rank(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < 1 << 31
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
+    return type(value) in (int, float) and abs(value) < 1e30  # float32 holds its products
 
 
 def _is_mapping(value: Any, fits: Any) -> bool:
     return isinstance(value, dict) and all(fits(v) for v in value.values())
+
+
+def _are_layers(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else [value]
+    return all(type(v) is int and 0 <= v < 1 << 16 for v in numbers)
+
+
+def _short(value: Any) -> str:
+    """A value for a message; a number may have more digits than Python prints."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "too large a number"
 
 
 def _are_names(value: Any) -> bool:

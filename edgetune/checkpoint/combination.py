@@ -17,6 +17,7 @@ from edgetune.checkpoint.adapter import Adapter, fit_problems, split_name
 from edgetune.checkpoint.families import is_four_bit, unsupported_reason
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem, UsageError
+from edgetune.files import is_folder
 
 Weighted = Sequence[tuple[Adapter, float]]
 # What a quantized copy of a base is called after it: QLoRA adapters are trained over such copies.
@@ -131,7 +132,7 @@ def _base_problems(adapters: Sequence[Adapter]) -> Iterator[Problem]:
 def _resolved(name: str, adapter: Path) -> str:
     """One spelling for one base: an existing folder resolved, a hub id as it is."""
     for folder in (Path(name), adapter / name):
-        if folder.is_dir():
+        if is_folder(folder):
             return str(folder.resolve())
     return name.rstrip("/")
 

@@ -9,10 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.config_fields import config_problem
 from edgetune.checkpoint.families import ties_embeddings
 from edgetune.checkpoint.header import TensorEntry, read_header
 from edgetune.errors import InputRefusedError
-from edgetune.files import read_json
+from edgetune.files import is_file, read_json
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -87,11 +88,10 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
     if not isinstance(model_type, str):
         msg = f"{path / 'config.json'}: no model_type"
         raise InputRefusedError(msg, "take the config.json that belongs to these weights")
-    quantization = config.get("quantization_config")
-    if quantization is not None and not isinstance(quantization, dict):
-        msg = f"{path / 'config.json'}: quantization_config is not a mapping"
-        raise InputRefusedError(msg, "take the config.json that belongs to these weights")
     weights, tensors = _read_weights(path)
+    if problem := config_problem(config, len(tensors)):
+        msg = f"{path / 'config.json'}: {problem}"
+        raise InputRefusedError(msg, "take the config.json that belongs to these weights")
     side_files = list_side_files(path)
     generation = {}
     if "generation_config.json" in side_files:
@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
         files=tuple(sorted(["config.json", *index, *weights, *side_files])),
         side_files=tuple(side_files),
         weight_bytes=sum((path / name).stat().st_size for name in weights),
-        quantization=quantization,
+        quantization=config.get("quantization_config"),
         tied=ties_embeddings(config) and not _both_stored(path, tensors),
         generation=generation,
         model_type=model_type,
@@ -123,10 +123,15 @@ def safe_file(folder: Path, relative: str) -> Path:
     if folder.absolute().parent.name == "snapshots":
         roots.append(folder.absolute().parent.parent.resolve() / "blobs")
     inside = not Path(relative).is_absolute() and ".." not in Path(relative).parts
-    if not inside or not any(place.resolve().is_relative_to(r) for r in roots):
+    try:
+        found = place.resolve()
+    except (OSError, ValueError, RuntimeError):  # a NUL byte, too long, a loop of links
+        msg = f"{folder}: {relative!r} is no name of a file"
+        raise InputRefusedError(msg, "copy the folder again from where it came from") from None
+    if not inside or not any(found.is_relative_to(r) for r in roots):
         msg = f"{folder}: {relative!r} leads out of the folder"
         raise InputRefusedError(msg, "keep the files of a checkpoint in its own folder")
-    if not place.is_file():
+    if not is_file(place):
         msg = f"{place}: no such file"
         raise InputRefusedError(msg, "copy the folder again, with all of its files")
     return place

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from edgetune.errors import InputRefusedError, MissingError, UsageError
+from edgetune.files import is_folder
 
 # Weights as safetensors, configuration and tokenizer; never code, never pickles.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -20,7 +21,7 @@ def find_checkpoint(path: str, revision: str | None) -> Path:
     InputRefusedError when the hub has no such model.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if is_folder(folder):
         if revision is not None:
             msg = f"{path}: a folder has no revision, and the recipe gives {revision!r}"
             raise UsageError(msg, "leave `revision` out, or name a hub id")

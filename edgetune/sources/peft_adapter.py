@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgetune.checkpoint.adapter import Adapter, read_adapter
 from edgetune.errors import InputRefusedError
+from edgetune.files import is_folder
 
 
 def find_adapter(path: str, *, pickled: bool = False) -> Adapter:
@@ -16,7 +17,7 @@ def find_adapter(path: str, *, pickled: bool = False) -> Adapter:
     else.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not is_folder(folder):
         msg = f"{path}: no such adapter folder"
         raise InputRefusedError(msg, "name the folder that holds adapter_config.json")
     if not (folder / "adapter_config.json").is_file():

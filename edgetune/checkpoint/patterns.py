@@ -1,0 +1,77 @@
+"""The regular expressions of an adapter's config, tried before anything else does.
+
+PEFT matches them against every module's name, and so does this package. A pattern out of an
+untrusted file may be none, or take for ever; the clock is the judge of that, for no rule tells the
+slow ones from the long ones that people write. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_MOST_SECONDS = 1.0  # for all patterns and modules; a sound one takes milliseconds
+_MOST_CHARACTERS = 20_000
+
+
+class _TooSlowError(Exception):
+    """The clock's word, raised inside the matching."""
+
+
+def pattern_problem(config: Mapping[str, Any], modules: Iterable[str]) -> str | None:
+    """Which pattern of an adapter_config.json is no regular expression, or takes too long on
+    these modules' names, as a sentence. `config` has the right types (`type_problem`)."""
+    names = sorted(set(modules))
+    field = ""
+    try:
+        with _deadline(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for field, pattern in _patterns(config):
+                if len(pattern) > _MOST_CHARACTERS:
+                    return f"{field} is a pattern of {len(pattern)} characters"
+                compiled = re.compile(pattern)
+                for name in names:
+                    compiled.match(name)
+    except (re.error, RecursionError, OverflowError, MemoryError) as why:
+        return f"{field} is no regular expression ({' '.join(str(why).split())[:200]})"
+    except _TooSlowError:
+        return f"{field} is a pattern that takes more than {_MOST_SECONDS:g} second to match"
+    return None
+
+
+def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, expression) as PEFT puts it together."""
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(value := config.get(field), str):
+            yield field, rf"(?:{value})\Z"
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in config.get(field) or {}:
+            yield field, rf"(.*\.)?({key})$"
+    layers = config.get("layers_pattern") or []
+    for key in [layers] if isinstance(layers, str) else layers:
+        yield "layers_pattern", rf".*\.{key}\.(\d+)\."
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    """Raise _TooSlowError in the block after its time. The matching looks for signals now and
+    then; outside the main thread there are none, and no deadline."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def too_slow(_signal: int, _frame: object) -> None:
+        raise _TooSlowError
+
+    before = signal.signal(signal.SIGALRM, too_slow)
+    signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
