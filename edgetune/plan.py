@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgetune.checkpoint.adapter import Adapter
+from edgetune.checkpoint.adapter import CONFIG_FILE, Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
 from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.device import Device, is_here
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
+from edgetune.files import digest_of_json, read_json
 from edgetune.host import Host
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
@@ -24,6 +25,10 @@ from edgetune.recipe import Recipe
 _RUNTIME_OVERHEAD_BYTES = 150_000_000
 # How much of a device's memory a package may take: the system and its user need the rest.
 _USABLE_MEMORY = 0.8
+_TOKENIZERS = {
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
+    "sentencepiece.bpe.model",
+}  # fmt: skip
 BUILD_LIBRARIES = (
     "torch",
     "transformers",
@@ -51,6 +56,8 @@ class DataInput:
     path: Path
     items: int
     digest: str
+    # Whether an item is a chat, which takes a chat template.
+    chats: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,11 +169,53 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
+    yield from _input_problems(inputs)
     if reason := export_problem(base.config):
-        yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
+        hint = "this base cannot be exported rightly yet: choose another one"
+        yield Problem(f"{base.path}: {reason}", hint, INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]
     yield from merge_problems(base, weighted, trained_as, recipe.onto)
+
+
+def _input_problems(inputs: Inputs) -> Iterator[Problem]:
+    """What the line would stumble over after the merge, or do without being meant to."""
+    base = inputs.base
+    names = {Path(name).name for name in base.side_files}
+    if not names & _TOKENIZERS:
+        yield Problem(
+            f"{base.path}: no tokenizer (tokenizer.json)",
+            "copy the tokenizer's files of the model into the folder",
+            INPUT_REFUSED,
+        )
+    elif inputs.evaluation and inputs.evaluation.chats and not _has_template(base):
+        yield Problem(
+            f"{inputs.evaluation.path}: holds chats, and {base.path} has no chat template",
+            "give `prompt` and `completion` as text, or put chat_template.jinja beside the weights",
+        )
+    seen: dict[str, AdapterInput] = {}
+    for entry in inputs.adapters:
+        if entry.weight == 0:
+            yield Problem(
+                f"{entry.adapter.path}: its weight is 0, so it would change nothing",
+                "leave the adapter out, or give it a weight",
+            )
+        weights = {n: d for n, d in entry.digests.items() if n != CONFIG_FILE}
+        digest = digest_of_json(weights)
+        if digest in seen:
+            yield Problem(
+                f"{entry.adapter.path}: the same weights as {seen[digest].adapter.path}",
+                "name it once, with a weight in a recipe",
+            )
+        seen[digest] = entry
+
+
+def _has_template(base: CheckpointFolder) -> bool:
+    if any("chat_template" in name for name in base.side_files):
+        return True
+    settings = base.path / "tokenizer_config.json"
+    config = read_json(settings) if settings.is_file() else None
+    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def warnings_of(inputs: Inputs) -> list[str]:

@@ -37,6 +37,10 @@ def plan_builds(
     if not is_ours(out):
         msg = f"{out}: this folder holds something else; edgetune writes into its own only"
         raise UsageError(msg, "name a new or empty folder with -o")
+    existing = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        msg = f"{out}: {existing} is a file, so nothing can be written below it"
+        raise UsageError(msg, "name another output folder with -o")
     package = out / recipe.name
     if package.exists() and not (package / "edgetune.lock").is_file():
         msg = f"{package}: in the way, and not a package"
@@ -58,7 +62,6 @@ def plan_builds(
     plans: list[Plan] = []
     if inputs is not None:
         host, installed = probe_host(), versions_of(*BUILD_LIBRARIES, "bitsandbytes")
-        existing = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
         free = shutil.disk_usage(existing).free
         for device in devices:
             try:

@@ -19,6 +19,7 @@ from typing import Any
 
 from edgetune.checkpoint import adapter_fields
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, safe_file
+from edgetune.checkpoint.foreign import is_renamed_safetensors
 from edgetune.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
 from edgetune.checkpoint.patterns import pattern_problem
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem
@@ -74,6 +75,9 @@ def read_adapter(path: Path, *, pickled: bool = False) -> Adapter:
         msg = f"{path / CONFIG_FILE}: {wrong}"
         raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
     weights = PICKLE_FILE if is_pickled(path) else WEIGHTS_FILE
+    if weights == PICKLE_FILE and is_renamed_safetensors(path / PICKLE_FILE):
+        msg = f"{path / PICKLE_FILE}: a safetensors file under another name"
+        raise InputRefusedError(msg, f"call it {WEIGHTS_FILE}")
     if weights == PICKLE_FILE and not pickled:
         raise InputRefusedError(pickle_problem(path), PICKLE_HINT)
     return Adapter(

@@ -52,7 +52,8 @@ def refusal(config: Mapping[str, Any]) -> tuple[str, str] | None:
         return why, "merge it with PEFT where you trained it, and build from the merged model"
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
-        return f"task_type {task} is no text-generation adapter (CAUSAL_LM)", ""
+        hint = "name an adapter that was trained to generate text"
+        return f"task_type {task} is no text-generation adapter (CAUSAL_LM)", hint
     for field, why in REFUSED.items():
         if config.get(field):
             return f"{field}: {why}", "train without this option, or merge it where you trained it"

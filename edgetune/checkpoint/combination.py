@@ -22,6 +22,7 @@ from edgetune.files import is_folder
 Weighted = Sequence[tuple[Adapter, float]]
 # What a quantized copy of a base is called after it: QLoRA adapters are trained over such copies.
 _QUANTIZED = re.compile(r"[-_.](bnb[-_])?(nf4|fp4|4bit)$", re.IGNORECASE)
+_OTHER_BASE = "name the original model, of a supported family, plain or in bitsandbytes 4-bit"
 _ONE_BY_ONE = "build each of them on its own, or merge the LoRA adapters only"
 
 
@@ -30,7 +31,7 @@ def merge_problems(
 ) -> list[Problem]:
     """Every reason why these adapters cannot be merged onto this base."""
     if reason := unsupported_reason(base.config):
-        return [Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)]
+        return [Problem(f"{base.path}: {reason}", _OTHER_BASE, INPUT_REFUSED)]
     found = list(_quantization_problems(base, adapters, trained_as, onto))
     for adapter, _ in adapters:
         found.extend(fit_problems(adapter, base))

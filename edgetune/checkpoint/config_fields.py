@@ -72,6 +72,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("architectures", _are_texts, "a list of names"),
     ("dtype", _is_dtype, f"one of {', '.join(_DTYPES)}"),
     ("partial_rotary_factor", _is_share, "a number from 0 to 1"),
+    ("quantization", _is_mapping, "a mapping"),
     ("quantization_config", _is_mapping, "a mapping"),
     ("rope_parameters", _is_mapping, "a mapping"),
     ("rope_scaling", _is_mapping, "a mapping"),

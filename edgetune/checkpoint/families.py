@@ -26,14 +26,17 @@ def unsupported_reason(config: Mapping[str, Any]) -> str | None:
     architectures = config.get("architectures") or []
     if architectures and not any(str(a).endswith("ForCausalLM") for a in architectures):
         return f"{architectures[0]} is not a causal language model"
-    return quantization_reason(config.get("quantization_config"))
+    # older MLX conversions have `quantization` alone
+    return quantization_reason(config.get("quantization_config") or config.get("quantization"))
 
 
 def quantization_reason(quantization: Mapping[str, Any] | None) -> str | None:
     """Why weights quantized this way cannot be read, by name; None when they can."""
     if not quantization or is_four_bit(quantization):
         return None
-    method = quantization.get("quant_method") or "bitsandbytes"
+    # MLX names no method, and bitsandbytes did not at first
+    unnamed = "MLX" if "bits" in quantization else "bitsandbytes"
+    method = quantization.get("quant_method") or unnamed
     if quantization.get("load_in_8bit"):
         method = "bitsandbytes 8-bit"
     return (

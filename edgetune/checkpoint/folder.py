@@ -11,9 +11,10 @@ from typing import Any
 
 from edgetune.checkpoint.config_fields import config_problem
 from edgetune.checkpoint.families import ties_embeddings
+from edgetune.checkpoint.foreign import ORIGINAL, is_renamed_safetensors, other_format
 from edgetune.checkpoint.header import TensorEntry, read_header
 from edgetune.errors import InputRefusedError
-from edgetune.files import is_file, read_json
+from edgetune.files import is_file, is_folder, read_json
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -80,7 +81,7 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
     Raises InputRefusedError: no folder, no config.json, no safetensors weights (pickle only), an
     index that names a missing file or tensor, a damaged file, a path that leads out of the folder.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         msg = f"{path}: not a folder; a model is a folder with config.json and *.safetensors"
         raise InputRefusedError(msg, "check the path")
     config = _read_mapping(path, "config.json")
@@ -214,7 +215,12 @@ def _no_weights(path: Path) -> InputRefusedError:
     pickles = sorted(p.name for p in path.iterdir() if _PICKLES.fullmatch(p.name))
     if not pickles:
         msg = f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE}"
+        if found := other_format(path):
+            return InputRefusedError(f"{msg}; {found}", ORIGINAL)
         return InputRefusedError(msg, "a model is a folder with config.json and *.safetensors")
+    if is_renamed_safetensors(path / pickles[0]):
+        msg = f"{path / pickles[0]}: a safetensors file under another name"
+        return InputRefusedError(msg, f"call it {SINGLE_FILE}")
     msg = f"{path}: its weights are pickle files ({pickles[0]}), which can run code when read"
     hint = (
         "where you trust them, load the model with transformers and save it again: "

@@ -73,7 +73,11 @@ def _read(path: Path) -> tuple[dict[str, Any], int, int]:
         raise _UnfitError(msg)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start == b"version ":
+            msg = "a Git LFS pointer, not the weights themselves"
+            raise _UnfitError(msg)
         if size < 8:
             msg = f"truncated: {size} bytes are no safetensors file"
             raise _UnfitError(msg)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from edgetune.checkpoint.foreign import ORIGINAL, other_format
 from edgetune.errors import InputRefusedError, MissingError, UsageError
-from edgetune.files import is_folder
+from edgetune.files import is_file, is_folder
 
 # Weights as safetensors, configuration and tokenizer; never code, never pickles.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -26,6 +27,10 @@ def find_checkpoint(path: str, revision: str | None) -> Path:
             msg = f"{path}: a folder has no revision, and the recipe gives {revision!r}"
             raise UsageError(msg, "leave `revision` out, or name a hub id")
         return folder.resolve()
+    if is_file(folder):
+        found = other_format(folder) or f"{folder.name} is a file"
+        msg = f"{path}: no model folder; {found}"
+        raise InputRefusedError(msg, ORIGINAL)
     if not _HUB_ID.fullmatch(path):
         msg = f"{path}: no such model folder"
         raise InputRefusedError(msg, "name a Hugging Face folder, or a hub id like owner/name")

@@ -96,4 +96,5 @@ def _read_data(task: str, path: str | None, role: str) -> DataInput | None:
     except UsageError as why:
         msg = f"{role} data: {why.message}"
         raise UsageError(msg, why.hint) from why
-    return DataInput(Path(path).resolve(), len(items), sha256_of_file(Path(path)))
+    chats = any(getattr(item, "kind", None) == "chat" for item in items)
+    return DataInput(Path(path).resolve(), len(items), sha256_of_file(Path(path)), chats)
