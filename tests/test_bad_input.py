@@ -266,7 +266,7 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
         BUILD, 4, "has dtype I32"),
     "adapter of prompts": (
         adapter_config(peft_type="PROMPT_TUNING"), BUILD, 4, "PROMPT_TUNING is not supported"),
-    "adapter of a classifier": (adapter_config(task_type="SEQ_CLS"), BUILD, 4, "SEQ_CLS is no te"),
+    "adapter of a classifier": (adapter_config(task_type="SEQ_CLS"), BUILD, 4, "SEQ_CLS is no"),
     "adapter with a pattern that never ends": (
         adapter_config(target_modules="(([a-z_.0-9])*)*#"), BUILD, 4, "takes more than 1 second"),
     "adapter with a broken pattern": (
@@ -355,7 +355,7 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
     # output folders
     "out is a file": (write("out", "mine"), BUILD, 2, "holds something else"),
     "out below a file": (
-        write("file", "mine"), BUILD.replace("{out}", "{tmp}/file/out"), 2, "is a file, so nothin"),
+        write("file", "mine"), BUILD.replace("{out}", "{tmp}/file/out"), 2, "is a file, so"),
     "out holds something else": (
         both(folder("out"), write("out/mine.txt", "mine")), BUILD, 2, "writes into its own only"),
     "something else in the package's place": (

@@ -16,7 +16,6 @@ _OTHER_FORMATS = (
     (r".*\.onnx", "an ONNX graph"),
     (r".*\.(mlmodel|mlpackage)", "Core ML's"),
     (r".*\.(engine|plan)", "TensorRT's"),
-    (r".*\.ot", "Rust's"),
 )
 ORIGINAL = "name the original model, with config.json and *.safetensors"
 

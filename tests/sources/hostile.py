@@ -185,7 +185,7 @@ HOSTILE: dict[str, tuple[Write, str]] = {
     ),
     "no dictionary": (saved(lambda: [_torch().ones(2)]), "holds list, not a dictionary of ten"),
     "a checkpoint of a trainer": (
-        saved(lambda: {"state_dict": {"w": _torch().ones(2)}}), "'state_dict' is dict, not a te",
+        saved(lambda: {"state_dict": {"w": _torch().ones(2)}}), "'state_dict' is dict, not",
     ),
     "numbered": (saved(lambda: {1: _torch().ones(2)}), "has a key of type int"),
     "complex": (
