@@ -28,7 +28,7 @@ from edgetune.recipe import Recipe, load_recipe
 from tests.tiny import make_adapter
 
 MOST_SECONDS = 5.0
-FEW, MANY = 60, 3000
+FEW, MANY = 60, 1000
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
 
 
@@ -214,6 +214,8 @@ def changed(file: Path, changes: dict[str, Any]) -> bytes:
 @example(changes={"target_modules": "(([a-z_.0-9])*)*#"})
 @example(changes={"rank_pattern": {"(([a-z_.0-9])*)*#": 4}})
 @example(changes={"exclude_modules": "(.*.*.*.*.*.*.*.*.*.*.*.*)#"})
+@example(changes={"modules_to_save": ["(.*)*x"]})
+@example(changes={"layers_pattern": ["(.*)*x"], "layers_to_transform": [0]})
 @example(changes={"r": 10**400})
 @example(changes={"lora_alpha": 10**400})
 @example(changes={"base_model_name_or_path": "x" * 5000})

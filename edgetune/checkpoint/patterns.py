@@ -26,17 +26,18 @@ class _TooSlowError(Exception):
 def pattern_problem(config: Mapping[str, Any], modules: Iterable[str]) -> str | None:
     """Which pattern of an adapter_config.json is no regular expression, or takes too long on
     these modules' names, as a sentence. `config` has the right types (`type_problem`)."""
-    names = sorted(set(modules))
+    names = sorted({name for module in modules for name in _with_parents(module)})
     field = ""
     try:
         with _deadline(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for field, pattern in _patterns(config):
+            for field, pattern, whole in _patterns(config):
                 if len(pattern) > _MOST_CHARACTERS:
                     return f"{field} is a pattern of {len(pattern)} characters"
                 compiled = re.compile(pattern)
+                match = compiled.fullmatch if whole else compiled.match
                 for name in names:
-                    compiled.match(name)
+                    match(name)
     except (re.error, RecursionError, OverflowError, MemoryError) as why:
         return f"{field} is no regular expression ({' '.join(str(why).split())[:200]})"
     except _TooSlowError:
@@ -44,17 +45,27 @@ def pattern_problem(config: Mapping[str, Any], modules: Iterable[str]) -> str | 
     return None
 
 
-def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field, expression) as PEFT puts it together."""
+def _with_parents(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    yield from (".".join(parts[: n + 1]) for n in range(len(parts)))
+
+
+def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """(field, expression, whether it must match the whole name) as PEFT 0.21 puts it together
+    (tuners/tuners_utils.py, utils/other.py)."""
     for field in ("target_modules", "exclude_modules"):
         if isinstance(value := config.get(field), str):
-            yield field, rf"(?:{value})\Z"
+            yield field, value, True
     for field in ("rank_pattern", "alpha_pattern"):
         for key in config.get(field) or {}:
-            yield field, rf"(.*\.)?({key})$"
-    layers = config.get("layers_pattern") or []
-    for key in [layers] if isinstance(layers, str) else layers:
-        yield "layers_pattern", rf".*\.{key}\.(\d+)\."
+            yield field, rf"(.*\.)?({key})$", False
+    for field, form in (
+        ("layers_pattern", r"(?:^|.*?\.){}\.(?P<idx>\d+)\."),
+        ("modules_to_save", r"(^|.*\.){}($|\..*)"),
+    ):
+        keys = config.get(field) or []
+        for key in [keys] if isinstance(keys, str) else keys:
+            yield field, form.replace("{}", key), False
 
 
 @contextlib.contextmanager
