@@ -133,7 +133,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], Change, str]] = {
         "lm_head.weight is [300, 64], this base takes [288, 64]",
     ),
     "targets gone": ("lora", {}, config(target_modules=["qkv_proj"]), "PEFT refuses it on"),
-    "pickle": ("lora", {}, pickled(ADAPTER, "adapter_model.bin"), "only adapter_model.bin, a pickle file"),
+    "pickle": ("lora", {}, pickled(ADAPTER, "adapter_model.bin"), "only adapter_model.bin, a pick"),
     "no weights": ("lora", {}, lambda f: (f / ADAPTER).unlink(), f"{ADAPTER}: no such file"),
     "no config": (
         "lora", {}, lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json",
