@@ -34,6 +34,7 @@ from edgetune.line import (
     validate_step,
 )
 from edgetune.plan import Plan, warnings_of
+from edgetune.planning import emulation_of
 from edgetune.report.publish import publish_report
 from edgetune.step import (
     Step,
@@ -128,7 +129,8 @@ def _validate(
     facts: Mapping[str, Any],
 ) -> Build:
     """Validate a package on this host and put the report beside it."""
-    step = validate_step(plan, package, out, host, facts)
+    emulation = emulation_of(plan.device, host)
+    step = validate_step(plan, package, out, host, facts, emulation)
     result = run_step(step, out / "steps", reuse=passed)
     report, verdict = publish_report(
         Path(result.path) / "report.json",

@@ -54,6 +54,18 @@ class Reach(Strict):
     by: Literal["local", "ssh"] = "local"
 
 
+class Emulate(Strict):
+    """The processor that an emulator shows in place of the device's."""
+
+    # QEMU's name for it, with switches where there are some: cortex-a76, "max,sve=off".
+    cpu: str
+    # MIDR_EL1 that /proc/cpuinfo shows on Arm, where the emulated processor's own names no core:
+    # onnxruntime 1.32 crashes at import when it does not know the implementer.
+    main_id: int | None = Field(default=None, ge=0, lt=1 << 32)
+    # In which way it is a stand-in; empty when its instruction sets are the device's.
+    differs: str = ""
+
+
 class Device(Strict):
     """One device, or a class of devices that share what matters."""
 
@@ -64,6 +76,8 @@ class Device(Strict):
     cpu: Cpu
     memory_gb: Sourced
     memory_bandwidth_gb_s: Sourced | None = None
+    # 10**9 operations a second (a multiplication and an addition are two), 8-bit weights.
+    int8_gops: Sourced | None = None
     storage_gb: Sourced | None = None
     providers: tuple[ProviderEntry, ...] = (ProviderEntry(name="CPUExecutionProvider"),)
     data_types: tuple[str, ...] = ("float32", "int8", "int4")
@@ -72,6 +86,9 @@ class Device(Strict):
     # A class of machines (true) or one model, recognized by `cpu.model` (false).
     generic: bool = False
     sources: tuple[str, ...] = ()
+    emulate: Emulate | None = None
+    # Why there is nothing to emulate it with.
+    not_emulated: str = ""
 
 
 def load_device(path: Path) -> Device:
@@ -139,28 +156,9 @@ def is_here(device: Device, host: Host) -> bool:
     return device.generic or device.cpu.model.casefold() in host.cpu_model.casefold()
 
 
-def probed_yaml(device: Device, name: str) -> str:
-    """A profile of this machine as YAML text, fit for `-d FILE` and for `devices/`."""
-    cpu, memory = device.cpu, device.memory_gb
-    flags = ", ".join(cpu.instruction_sets)
-    return f"""\
-# Written by `edgetune devices probe`. Add what a datasheet tells; every number has a source and
-# a status (datasheet, vendor-benchmark, derived, measured, unverified).
-name: {name}
-description: {_quoted(device.description)}
-arch: {device.arch}
-os: {device.os}
-cpu:
-  model: {_quoted(cpu.model)}
-  cores: {{value: {cpu.cores.value:g}, source: {cpu.cores.source}, status: measured}}
-  instruction_sets: [{flags}]
-memory_gb: {{value: {memory.value:.2f}, source: {memory.source}, status: measured}}
-providers:
-  - name: CPUExecutionProvider
-session:
-  intra_op_num_threads: {device.session.intra_op_num_threads}
-"""
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def emulated_as(device: Device) -> str:
+    """In words: the processor that stands in under an emulator, or why none does."""
+    if device.emulate is None:
+        return f"nothing: {device.not_emulated or 'the profile names no processor'}"
+    differs = f" (a stand-in: {device.emulate.differs})" if device.emulate.differs else ""
+    return device.emulate.cpu + differs

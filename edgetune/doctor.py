@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune.environments import aarch64
+from edgetune.environments.emulator import find_qemu, try_environment
+from edgetune.errors import MissingError
 from edgetune.host import available_memory_bytes, probe_host
 from edgetune.plan import BUILD_LIBRARIES
 from edgetune.step import versions_of
@@ -17,6 +20,7 @@ _CORE = ("numpy", "onnxruntime", "onnxruntime-genai", "click", "pydantic", "rich
 _BUILD = (*BUILD_LIBRARIES, "onnxscript", "requests")
 _OPTIONAL = ("bitsandbytes", "optimum")
 _REMEDY_BUILD = "python -m pip install 'edgetune[build]'"
+_INSTALL = "install QEMU's user mode: "
 _LITTLE_MEMORY_BYTES = 2_000_000_000
 _LITTLE_DISK_BYTES = 2_000_000_000
 
@@ -37,7 +41,7 @@ class Check:
 
 def check_environment() -> list[Check]:
     """All checks; a `fault` keeps edgetune from running or validating packages here."""
-    return [*_python(), *_versions(), *_bad_pairs(), *_providers(), *_machine()]
+    return [*_python(), *_versions(), *_bad_pairs(), *_providers(), *_emulators(), *_machine()]
 
 
 def _python() -> Iterator[Check]:
@@ -83,6 +87,51 @@ def _providers() -> Iterator[Check]:
         yield Check("execution providers", f"onnxruntime: {why}", "fault", "install onnxruntime")
         return
     yield Check("execution providers", ", ".join(onnxruntime.get_available_providers()), "ok")
+
+
+def make_environment(source: Path | None, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Make the aarch64 environment; {"path", "bytes", …what its record says}.
+
+    Raises MissingError: no emulator to try it with, or what `make_aarch64` lacks.
+    """
+    find_qemu("aarch64")
+    versions = versions_of("numpy", "onnxruntime", "onnxruntime-genai")
+    place = aarch64.make_aarch64(versions, try_environment, progress, source)
+    size = sum(
+        file.stat().st_size for file in place.rglob("*") if file.is_file() and not file.is_symlink()
+    )
+    return {"path": str(place), "bytes": size, **aarch64.read_record(place)}
+
+
+def _emulators() -> Iterator[Check]:
+    """Which processors other than this one a package can be tried on here."""
+    if not sys.platform.startswith("linux"):
+        yield Check("emulators", "QEMU's user mode is for Linux", "note", "validate on the device")
+        return
+    for arch in ("x86_64", "aarch64"):
+        try:
+            _, version = find_qemu(arch)
+            yield Check(f"emulator {arch}", version, "ok")
+        except MissingError as why:
+            remedy = f"only to emulate devices: {why.hint.removeprefix(_INSTALL)}"
+            yield Check(f"emulator {arch}", why.message, "note", remedy)
+    yield _arm_environment()
+
+
+def _arm_environment() -> Check:
+    name, remedy = "environment aarch64", "edgetune doctor --make aarch64"
+    folder = aarch64.environment_folder("aarch64")
+    if not aarch64.is_made(folder):
+        return Check(name, f"none in {folder}", "note", f"only to emulate Arm devices: {remedy}")
+    wheels = [str(wheel) for wheel in aarch64.read_record(folder).get("wheels", [])]
+    own = versions_of("onnxruntime", "onnxruntime-genai")
+    for library, version in own.items():
+        stem = f"{library.replace('-', '_')}-{version}"
+        if version and not any(wheel.startswith(stem) for wheel in wheels):
+            found = f"{folder} has another {library} than {version}"
+            return Check(name, found, "note", f"make it again: {remedy}")
+    versions = ", ".join(f"{library} {version}" for library, version in own.items())
+    return Check(name, f"{folder}: {versions}", "ok")
 
 
 def _machine() -> Iterator[Check]:

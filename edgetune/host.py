@@ -57,10 +57,17 @@ def usable_cores() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that a new process can take without swapping."""
+    """Memory that a new process can take without swapping, a container's limit respected."""
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available)
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no version 2 control group, or "max": no limit
+        return free
+    return max(0, min(free, limit - used))
 
 
 def _cpu_model() -> str:

@@ -5,12 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgetune.checkpoint.adapter import is_pickled, pickle_problem, read_adapter, refusal_of
+from edgetune.checkpoint.adapter import is_pickled, pickle_problem, read_adapter
+from edgetune.checkpoint.adapter_fields import VARIANTS
 from edgetune.checkpoint.families import unsupported_reason
+from edgetune.checkpoint.fit import refusal_of
 from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
+from edgetune.checkpoint.header import FLOAT_DTYPES, TensorEntry
+from edgetune.checkpoint.peft_types import label_of
 from edgetune.errors import InputRefusedError
+from edgetune.optimize.forms.decoder import export_problem
 from edgetune.runtime.describe import describe_package
 from edgetune.step import is_ours
+
+# Of LoRA, what is worth knowing beside its rank.
+_OPTIONS = (
+    "ensure_weight_tying",
+    "fan_in_fan_out",
+    "layer_replication",
+    "lora_bias",
+    "trainable_token_indices",
+)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -40,30 +54,45 @@ def _adapter(path: Path) -> dict[str, Any]:
     problems = [reason] if reason else []
     if pickled:
         problems.append(f"{pickle_problem(path)}; `build --allow-pickle` reads it, confined")
-    kind = adapter.peft_type.replace("LORA", "DoRA" if adapter.use_dora else "LoRA")
+    kind = "DoRA" if adapter.use_dora else label_of(adapter.peft_type)
+    options = [option for option in (*VARIANTS, *_OPTIONS) if adapter.config.get(option)]
+    learned = [t.shape for n, t in adapter.tensors.items() if _is_own(n) and _is_number(t)]
     return {
         "kind": "adapter",
         "name": path.resolve().name,
         "type": kind,
-        "rank": adapter.rank,
-        "alpha": adapter.alpha,
+        "peft_type": adapter.peft_type,
+        "options": options or None,
+        "rank": adapter.rank or None,
+        "alpha": adapter.alpha or None,
         "rank_pattern": adapter.config.get("rank_pattern") or None,
         "alpha_pattern": adapter.config.get("alpha_pattern") or None,
-        "use_rslora": bool(adapter.config.get("use_rslora")),
+        "use_rslora": adapter.config.get("use_rslora"),
         "target_modules": adapter.config.get("target_modules"),
         "modules_to_save": adapter.config.get("modules_to_save"),
         "base": adapter.base_name,
-        "weights": adapter.files[-1],
+        "weights": adapter.files[1],
         "tensors": None if pickled else len(adapter.tensors),
-        "parameters": None if pickled else sum(_count(t.shape) for t in adapter.tensors.values()),
+        "parameters": None if pickled else sum(map(_count, learned)),
         "note": "PEFT does not store how the base was quantized in training: say --trained-as",
         "problems": problems,
     }
 
 
+def _is_own(name: str) -> bool:
+    """True for what the adapter learned: no second copy, no weight of the base saved along."""
+    whole_base = name.endswith((".base_layer.weight", ".original_module.weight"))
+    return not whole_base and name.split(".")[-2:-1] != ["modules_to_save"]
+
+
+def _is_number(entry: TensorEntry) -> bool:
+    """True for learned numbers; some types store positions, which are integers."""
+    return entry.dtype in FLOAT_DTYPES
+
+
 def _checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
-    reason = unsupported_reason(checkpoint.config)
+    reason = unsupported_reason(checkpoint.config) or export_problem(checkpoint.config)
     return {
         "kind": "model",
         "name": path.resolve().name,

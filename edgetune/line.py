@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.device import THIS_MACHINE
+from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
 from edgetune.optimize.workflow import make_workflow
@@ -50,6 +51,7 @@ def merge_step(plan: Plan) -> Step:
     """Base and adapters → merged Hugging Face folder. The same for all devices."""
     recipe, inputs = plan.recipe, plan.inputs
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
+    combine = recipe.combine.model_dump() if recipe.combine else None
     return Step(
         name="merge",
         function="edgetune.merge.merge:merge_step",
@@ -59,12 +61,14 @@ def merge_step(plan: Plan) -> Step:
                 {"path": str(entry.adapter.path), "weight": entry.weight}
                 for entry in inputs.adapters
             ],
+            "combine": combine,
             "onto": recipe.onto,
             "merge_dtype": recipe.merge_dtype,
         },
         inputs={
             **_input_digests(inputs),
             "trained_as": trained_as,
+            "combine": combine,
             "onto": recipe.onto,
             "merge_dtype": recipe.merge_dtype,
             "code": code_digest("checkpoint", "merge"),
@@ -88,6 +92,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
             "seed": SEED,
             "threads": usable_cores(),
+            "layered": plan.layered,
         },
         inputs={
             **merge.inputs,
@@ -182,9 +187,17 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
 
 
 def validate_step(
-    plan: Plan, package: Step, out: Path, host: Host, facts: Mapping[str, Any]
+    plan: Plan,
+    package: Step,
+    out: Path,
+    host: Host,
+    facts: Mapping[str, Any],
+    emulation: Emulation | str | None = None,
 ) -> Step:
-    """The package against its reference, on this host. `facts`: of the merge, for the report."""
+    """The package against its reference, on this host. `facts`: of the merge, for the report.
+
+    `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
+    """
     store = out / "steps"
     device = {
         "name": plan.device.name,
@@ -205,16 +218,30 @@ def validate_step(
             "merge": dict(facts),
             "steps": [],
             "evidence": {"built": True},
+            **_emulation_arguments(emulation),
         },
         inputs={
             "package": package.key,
             "device": device,
             "variant": plan.variant,
             "host": host.fingerprint,
-            "code": code_digest("validate", "runtime", "report", "tasks"),
+            "code": code_digest("validate", "runtime", "report", "tasks", "environments"),
+            **_emulation_inputs(emulation),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
         },
     )
+
+
+def _emulation_arguments(emulation: Emulation | str | None) -> dict[str, Any]:
+    if isinstance(emulation, Emulation):
+        return {"emulation": emulation.as_json()}
+    return {} if emulation is None else {"not_emulated": emulation}
+
+
+def _emulation_inputs(emulation: Emulation | str | None) -> dict[str, Any]:
+    if isinstance(emulation, Emulation):
+        return {"emulation": digest_of_json(emulation.as_input())}
+    return {}
 
 
 def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]) -> dict[str, Any]:
@@ -225,23 +252,21 @@ def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
         mode="json", exclude={"base", "base_before", "adapters", "data", "devices"}
     )
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
-    before = inputs.before
     evaluation, calibration = inputs.evaluation, inputs.calibration
     return {
         "lock_version": 1,
         "recipe": settings,
         "base": {
-            "name": inputs.base.path.name,
-            "revision": recipe.base.revision,
+            **inputs.base_origin.as_json(),
             "trained_as": trained_as,
             "files": dict(sorted(inputs.base_digests.items())),
         },
-        "base_before": {"name": before.path.name, "files": dict(inputs.before_digests)}
-        if before
+        "base_before": {**inputs.before_origin.as_json(), "files": dict(inputs.before_digests)}
+        if inputs.before_origin
         else None,
         "adapters": [
             {
-                "name": entry.adapter.path.name,
+                **entry.origin.as_json(),
                 "peft_type": entry.adapter.peft_type,
                 "use_dora": entry.adapter.use_dora,
                 "weight": entry.weight,

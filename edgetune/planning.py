@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.peft_types import label_of
 from edgetune.console import print_note, print_warning
-from edgetune.device import THIS_MACHINE, Device, find_device
-from edgetune.errors import PlanError, Problem, UsageError
-from edgetune.host import probe_host
+from edgetune.device import THIS_MACHINE, Device, find_device, is_here
+from edgetune.environments.emulator import Emulation, find_emulation
+from edgetune.errors import MissingError, PlanError, Problem, UsageError
+from edgetune.host import Host, available_memory_bytes, probe_host
 from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
 from edgetune.plan import BUILD_LIBRARIES, Plan, make_plan, warnings_of
 from edgetune.recipe import Recipe
@@ -62,17 +64,36 @@ def plan_builds(
     plans: list[Plan] = []
     if inputs is not None:
         host, installed = probe_host(), versions_of(*BUILD_LIBRARIES, "bitsandbytes")
-        free = shutil.disk_usage(existing).free
+        free = (shutil.disk_usage(existing).free, available_memory_bytes())
         for device in devices:
             try:
-                plans.append(make_plan(recipe, device, inputs, host, installed, free))
+                plans.append(make_plan(recipe, device, inputs, host, installed, *free))
             except PlanError as why:
                 problems += why.problems
+        for device in devices:
+            try:
+                emulation_of(device, host)
+            except UsageError as why:
+                problems.append(Problem(why.message, why.hint))
     if problems:
         raise PlanError(list(dict.fromkeys(problems)))
     for warning in warnings_of(plans[0].inputs):
         print_warning(warning)
     return plans
+
+
+def emulation_of(device: Device, host: Host) -> Emulation | str | None:
+    """The device's processor, emulated; a sentence where it cannot be had here; null where the
+    device itself is here. Raises UsageError when the profile names a processor that no emulator
+    knows."""
+    if is_here(device, host):
+        return None
+    if device.emulate is None:
+        return device.not_emulated or "the device's profile names no processor to emulate"
+    try:
+        return find_emulation(device, host)
+    except MissingError as why:
+        return f"{why.message}; {why.hint}"
 
 
 def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str, str]]:
@@ -88,7 +109,7 @@ def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str
             reference_step(plan, store),
             optimize_step(plan, store),
             package,
-            validate_step(plan, package, out, host, {}),
+            validate_step(plan, package, out, host, {}, emulation_of(plan.device, host)),
         )
         for step in line:
             record = find_done(store, step) if store.is_dir() else None
@@ -115,10 +136,13 @@ def plan_as_json(plans: Sequence[Plan], out: Path) -> dict[str, Any]:
                 "group_size": plan.group_size,
                 "threads": plan.threads,
                 "on_device": plan.here,
+                "layer_by_layer": plan.layered,
                 "predicted": {
                     "merged_bytes": plan.estimates.merged_bytes,
                     "graph_bytes": plan.estimates.graph_bytes,
                     "device_memory_bytes": plan.estimates.device_memory_bytes,
+                    "cache_token_bytes": plan.estimates.cache_token_bytes,
+                    "build_memory_bytes": plan.estimates.build_memory_bytes,
                     "disk_bytes": plan.estimates.disk_bytes,
                 },
                 "steps": [
@@ -137,19 +161,35 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
     for plan in plans:
         recipe, inputs = plan.recipe, plan.inputs
         kinds = [
-            f"{'DoRA' if e.adapter.use_dora else 'LoRA'} {e.adapter.path.name}"
-            + (f" × {e.weight:g}" if e.weight != 1 else "")
+            f"{'DoRA' if e.adapter.use_dora else label_of(e.adapter.peft_type)} "
+            f"{e.origin.name}" + (f" × {e.weight:g}" if e.weight != 1 else "")
             for e in inputs.adapters
         ]
+        how = f" ({recipe.combine.how})" if recipe.combine else ""
         print_note(
-            f"plan       {plan.identifier}: {inputs.base.path.name} + "
-            f"{' + '.join(kinds) if kinds else 'no adapter'} → {plan.variant}"
+            f"plan       {plan.identifier}: {inputs.base_origin.name} + "
+            f"{' + '.join(kinds) if kinds else 'no adapter'}{how} → {plan.variant}"
         )
-        place = "here" if plan.here else "not here: its latency will not be measured"
+        place = "here" if plan.here else _elsewhere(plan)
         print_note(
             f"           {recipe.task}, "
             f"{inputs.evaluation.items if inputs.evaluation else 'no'} evaluation items; "
-            f"graph about {plan.estimates.graph_bytes / 1e6:.1f} MB (predicted); "
+            f"graph about {plan.estimates.graph_bytes / 1e6:.1f} MB, on the device about "
+            f"{plan.estimates.device_memory_bytes / 1e6:.0f} MB of memory (predicted); "
             f"{plan.device.name} is {place}"
         )
+    if any(plan.layered for plan in plans):
+        needed = plans[0].estimates.build_memory_bytes
+        print_warning(
+            f"the trained model needs about {needed / 1e9:.1f} GB in memory (predicted), more than "
+            "is free here: it is run layer by layer from disk, with the same results, slowly"
+        )
     print_note(f"out        {out.resolve()}")
+
+
+def _elsewhere(plan: Plan) -> str:
+    text = "not here: its latency will not be measured"
+    emulation = emulation_of(plan.device, probe_host())
+    if isinstance(emulation, Emulation):
+        return f"{text}; {emulation.cpu} will be emulated by {emulation.emulator}"
+    return f"{text}, nor its processor emulated ({emulation})"

@@ -26,18 +26,48 @@ class TrainedAs(Strict):
 
 
 class Base(Strict):
-    """A base model: a Hugging Face folder or a hub id, and how the adapter saw it in training."""
+    """A base model: a Hugging Face folder, or a hub id (`owner/name`, `owner/name@revision`), and
+    how the adapter saw it in training."""
 
     path: str
     revision: str | None = None
     trained_as: TrainedAs | None = None
+    # The command that makes a folder which is too large to ship; told where the folder is absent.
+    made_by: str | None = None
 
 
 class AdapterRef(Strict):
-    """An adapter to merge, with the weight of its delta."""
+    """An adapter to merge (a folder or a hub id), with the weight of its delta."""
 
     path: str
+    revision: str | None = None
     weight: float = 1.0
+
+
+class Combine(Strict):
+    """How PEFT's `add_weighted_adapter` makes one LoRA adapter of several; without it their deltas
+    add up, each with its weight.
+
+    The `_svd` ways work on the deltas and cut the result to `rank`; `density` is the share of
+    values that is kept; the `dare` ways draw them at random, from `seed`.
+    """
+
+    how: Literal[
+        "cat",
+        "svd",
+        "ties",
+        "ties_svd",
+        "dare_linear",
+        "dare_linear_svd",
+        "dare_ties",
+        "dare_ties_svd",
+        "magnitude_prune",
+        "magnitude_prune_svd",
+    ]
+    density: float | None = Field(default=None, gt=0, le=1)
+    rank: int | None = Field(default=None, gt=0)
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    seed: int = Field(default=0, ge=0)
 
 
 class Data(Strict):
@@ -73,6 +103,7 @@ class Recipe(Strict):
     base: Base
     base_before: str | None = None
     adapters: tuple[AdapterRef, ...] = ()
+    combine: Combine | None = None
     task: str = "text-generation"
     data: Data = Data()
     scheme: str = DEFAULT_SCHEME
@@ -153,8 +184,8 @@ def _from(folder: Path, path: str) -> str:
     here = folder / path
     if Path(path).is_absolute() or is_file(here) or is_folder(here) or path.startswith("."):
         return str(here)
-    # `owner/name` may be a hub id; anything deeper can only be a path.
-    return path if path.count("/") == 1 else str(here)
+    # `owner/name` may be a hub id (`@revision` may hold more); anything deeper can only be a path.
+    return path if path.partition("@")[0].count("/") == 1 else str(here)
 
 
 def parse_trained_as(text: str) -> TrainedAs:
@@ -189,10 +220,19 @@ base:
   #   type: nf4                  # or fp4
   #   double_quant: true
   #   compute_dtype: bfloat16
+  # made_by: make my-base        # told to whoever builds without having the folder
 
 adapters:                        # none for a full fine-tune
-  - path: ../adapters/my-lora
+  - path: ../adapters/my-lora    # a folder, or a hub id
+    # revision: main
     # weight: 1.0                # several LoRA adapters: a true weighted sum of their deltas
+
+# combine:                       # or as PEFT's add_weighted_adapter does it
+#   how: ties                    # cat, svd, ties, dare_linear, dare_ties, magnitude_prune; …_svd
+#   density: 0.5                 # the share of values that is kept
+#   rank: 16                     # of the …_svd ways
+#   majority_sign_method: total  # of ties and dare_ties; or frequency
+#   seed: 0                      # what dare draws from
 
 # base_before: ../models/base    # full fine-tune: the model it started from, for retention
 

@@ -50,3 +50,9 @@ def tiny_llama_bias(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Phi-3: qkv and gate_up fused."""
     return _built(tmp_path_factory, "tiny-phi3", model_type="phi3")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 whose head is its embedding: attention with biases."""
+    return _built(tmp_path_factory, "tiny-qwen2", model_type="qwen2", tie_word_embeddings=True)

@@ -19,7 +19,9 @@ import pytest
 
 from edgetune.__main__ import run
 from edgetune.files import shipped_folder
+from tests.environments.conftest import write_qemu
 from tests.tiny import edit_header, edit_tensors, make_adapter
+from tests.tiny_package import VARIANT, write_parts
 
 BUILD = "build -m {base} -a {adapter} -d generic-x86-64 -o {out} --plan"
 RECIPE = "build {tmp}/r.yaml -d generic-x86-64 -o {out} --plan"
@@ -161,10 +163,40 @@ def data(*rows: Any) -> Spoil:
     return write("d.jsonl", "\n".join(lines))
 
 
+def cached(identifier: str, *files: str) -> Spoil:
+    """A hub's cache that has `main` of a repository, with these files of this world."""
+
+    def spoil(world: World) -> None:
+        place = world.tmp / "hub" / f"models--{identifier.replace('/', '--')}"
+        snapshot = place / "snapshots" / COMMIT
+        for made in (snapshot, place / "refs"):
+            made.mkdir(parents=True)
+        (place / "refs" / "main").write_text(COMMIT)
+        for file in files:
+            shutil.copyfile(world.tmp / file, snapshot / Path(file).name)
+
+    return spoil
+
+
+def packaged(world: World) -> None:
+    """A package that says what it is, and no more."""
+    (world.tmp / "package" / VARIANT).mkdir(parents=True)
+    (world.tmp / "package" / VARIANT / "genai_config.json").write_text("{}")
+    write_parts(world.tmp / "package")
+
+
+def emulator(world: World) -> None:
+    """A QEMU that only says which processors it has."""
+    write_qemu(world.tmp / "bin")
+
+
 def nothing(world: World) -> None:
     """Nothing is spoilt: the command line itself asks for too much."""
 
 
+COMMIT = "1" * 40
+HUB = BUILD.replace("{base}", "acme/tiny")
+COMBINE = {"adapters": ["adapter", "other"]}
 TURN = {"role": "user", "content": "hello"}
 CHAT = {"messages": [TURN, {"role": "assistant", "content": "hello"}]}
 BOX = "build -m {base} -a {adapter} -d {tmp}/box.yaml -o {out} --plan"
@@ -197,7 +229,19 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
     "base is a classifier": (
         base_config(architectures=["LlamaForSequenceClassification"]), BUILD, 4, "not a causal"),
     "base is of another family": (
-        base_config(model_type="mamba"), BUILD, 4, "model type 'mamba' is not supported yet"),
+        base_config(model_type="mamba"), BUILD, 4, "model type 'mamba' is not supported; suppo"),
+    "base is Phi-3-small": (
+        base_config(model_type="phi3small", auto_map={"AutoConfig": "configuration_phi3_small.C"}),
+        BUILD, 4, "Phi-3-small is code in its own repository; take Phi-3-mini or -medium"),
+    "base is code of its own": (
+        base_config(model_type="new", auto_map={"AutoModelForCausalLM": "modeling_new.NewModel"}),
+        BUILD, 4, "it is code of its own (modeling_new.py), which edgetune never runs"),
+    "base is a mixture of experts": (
+        base_config(model_type="mixtral", architectures=["MixtralForCausalLM"]),
+        BUILD, 4, "mixtral is a mixture of experts: it can be merged, not exported"),
+    "base sees images": (
+        base_config(model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"]),
+        BUILD, 4, "a Gemma-3 for text and images; save its text part alone"),
     "base is an adapter": (
         nothing, BUILD.replace("{base}", "{adapter}"), 4, "config.json: no such file"),
     # bases: what is broken
@@ -235,10 +279,16 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
     "tokenizer missing": (
         remove("base/tokenizer.json"), BUILD, 4, "no tokenizer (tokenizer.json)"),
     "rotary scaling that is lost": (
-        base_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), BUILD, 4, "'yarn'"),
+        base_config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}), BUILD, 4,
+        "rotary embeddings of the kind 'dynamic' cannot be exported"),
+    "rotary share of a type of layer": (
+        base_config(
+            model_type="gemma3_text",
+            rope_parameters={"full_attention": {"partial_rotary_factor": "all"}}),
+        BUILD, 4, "rope_parameters.full_attention.partial_rotary_factor is 'all', not a number"),
     # adapters
     "adapter is a file": (
-        nothing, BUILD.replace("{adapter}", f"{{adapter}}/{ADAPTER}"), 4, "no such adapter folder"),
+        nothing, BUILD.replace("{adapter}", f"{{adapter}}/{ADAPTER}"), 4, "no adapter folder; a"),
     "adapter is a model": (
         nothing, BUILD.replace("{adapter}", "{base}"), 4, "no adapter_config.json"),
     "adapter is pickled": (
@@ -265,7 +315,27 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
         header(f"adapter/{ADAPTER}", lambda h: {**h, Q0: {**h[Q0], "dtype": "I32"}}),
         BUILD, 4, "has dtype I32"),
     "adapter of prompts": (
-        adapter_config(peft_type="PROMPT_TUNING"), BUILD, 4, "PROMPT_TUNING is not supported"),
+        adapter_config(peft_type="PROMPT_TUNING"), BUILD, 4, "PROMPT_TUNING (prompt tuning): it"),
+    "adapter of prompts, encoded": (
+        adapter_config(peft_type="P_TUNING"), BUILD, 4, "P_TUNING (P-tuning): it learned virtual"),
+    "adapter of adapters": (
+        adapter_config(peft_type="XLORA"), BUILD, 4, "XLORA (X-LoRA): it mixes its LoRA adapters"),
+    "adapter of an unknown type": (
+        adapter_config(peft_type="NEXTLORA"), BUILD, 4, "peft_type NEXTLORA is none that PEFT"),
+    "adapter of HRA with a pattern that never ends": (
+        adapter_config(peft_type="HRA", exclude_modules="(([a-z_.0-9])*)*#"), BUILD, 4,
+        "exclude_modules is a pattern that takes more than 1 second"),
+    "adapter of OSF with a broken pattern": (
+        adapter_config(peft_type="OSF", rank_pattern={"*q_proj": 4}), BUILD, 4,
+        "rank_pattern is no regular expression"),
+    "adapter of DeLoRA with text for a number": (
+        adapter_config(peft_type="DELORA", lambda_pattern={"q_proj": "4"}), BUILD, 4,
+        "lambda_pattern is {'q_proj': '4'}, not a mapping of numbers"),
+    "adapter of PiSSA over the plain base": (
+        adapter_config(init_lora_weights="pissa"), BUILD, 4,
+        "init_lora_weights 'pissa' moved a part of the base's weights into the adapter"),
+    "adapter with endless layers": (
+        adapter_config(layer_replication=[[0, 2]] * 9999), BUILD, 4, "4096 in all at most"),
     "adapter of a classifier": (adapter_config(task_type="SEQ_CLS"), BUILD, 4, "SEQ_CLS is no"),
     "adapter with a pattern that never ends": (
         adapter_config(target_modules="(([a-z_.0-9])*)*#"), BUILD, 4, "takes more than 1 second"),
@@ -280,7 +350,31 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
     "two adapters in one folder": (
         both(copied("both/one"), copied("both/two")),
         BUILD.replace("{adapter}", "{tmp}/both"), 4, "holds several adapters (one, two)"),
+    # combinations
+    "combination of DoRA": (
+        both(copied("other"), adapter_config(use_dora=True),
+             recipe(**COMBINE, combine={"how": "svd"})),
+        RECIPE, 4, "combine: svd: PEFT combines A and B, and leaves the magnitudes of DoRA out"),
+    "combination unknown": (
+        both(copied("other"), recipe(**COMBINE, combine={"how": "soup"})),
+        RECIPE, 2, "combine.how: input should be 'cat', 'svd', 'ties'"),
+    "combination of too much": (
+        both(copied("other"), recipe(**COMBINE, combine={"how": "ties", "density": 1.5})),
+        RECIPE, 2, "combine.density: input should be less than or equal to 1, got 1.5"),
+    "combination without density": (
+        both(copied("other"), recipe(**COMBINE, combine={"how": "ties"})),
+        RECIPE, 2, "combine: ties needs a density"),
+    "combination of one": (
+        recipe(combine={"how": "svd"}), RECIPE, 2, "combine: svd needs two adapters or more"),
     # hub ids
+    "hub without a revision of a model in its cache": (
+        cached("acme/tiny"), HUB.replace("tiny", "tiny@v2"), 3, "the hub's cache has main of it"),
+    "hub with a model in part": (
+        cached("acme/tiny", "base/config.json"), HUB, 4, "if a download broke off, delete"),
+    "hub with an adapter that may be pickled": (
+        cached("acme/lora", "adapter/adapter_config.json"),
+        BUILD.replace("{adapter}", "acme/lora"), 4, "--allow-pickle downloads and reads them"),
+    "hub id with a strange revision": (nothing, HUB.replace("tiny", "tiny@../x"), 4, "is no revi"),
     "hub out of reach": (
         nothing, BUILD.replace("{base}", "no-one/nothing-at-all"), 3, "the hub is out of reach"),
     "hub id with a space": (nothing, ["build", "-m", "my model", "--plan"], 4, "no such model f"),
@@ -288,7 +382,12 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
         nothing, BUILD.replace("{base}", "owner/name/more"), 4, "no such model folder"),
     "revision of a folder": (
         recipe(base={"path": "base", "revision": "main"}), RECIPE, 2, "a folder has no revision"),
+    "revision twice": (
+        recipe(base={"path": "acme/tiny@v1", "revision": "v2"}), RECIPE, 2, "names one revision"),
     # recipes
+    "recipe whose base is to be made": (
+        recipe(base={"path": "made", "made_by": "python make_base.py"}), RECIPE, 3,
+        "the recipe's base is not here; it is made, not shipped\nhint: make it: python make_base"),
     "recipe with a typo": (recipe(adaptors=[]), RECIPE, 2, "did you mean 'adapters'?"),
     "recipe without a base": (write("r.yaml", "adapters: []\n"), RECIPE, 2, "base is missing"),
     "recipe with an endless weight": (
@@ -352,6 +451,14 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
         device("memory_gb: {value: 8", "memory_gb: {value: 0.1"), BOX, 2, "box has 0.1 GB"),
     "device with an unknown provider": (
         device("CPUExecutionProvider", "MagicExecutionProvider"), BOX, 2, "MagicExecutionProvider"),
+    "device with an unknown processor to emulate": (
+        both(emulator, device("cpu: cortex-a76}", "cpu: cortex-a99}")), BOX, 2,
+        "knows no processor 'cortex-a99'"),
+    "emulation of an unknown device": (
+        packaged, "validate {tmp}/package --emulate raspberry-pi-55", 2, "no device is called 'r"),
+    "emulation of what nothing emulates": (
+        both(packaged, device("emulate: {cpu: cortex-a76}", "not_emulated: too new")),
+        "validate {tmp}/package --emulate {tmp}/box.yaml", 2, "cannot be emulated: too new"),
     # output folders
     "out is a file": (write("out", "mine"), BUILD, 2, "holds something else"),
     "out below a file": (
@@ -382,7 +489,8 @@ def sound(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "w" / "hub"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'w' / 'bin'}{os.pathsep}{os.environ['PATH']}")
     shutil.copytree(sound, tmp_path / "w")
     return World(tmp_path / "w")
 

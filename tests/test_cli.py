@@ -31,24 +31,31 @@ def test_devices_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"generic-x86-64", "raspberry-pi-5", "intel-n100", "this-machine"} <= set(names)
     assert document(capsys, "devices", "show", "raspberry-pi-5", "--json")["arch"] == "aarch64"
     assert run(["devices", "show", "raspberry-pi-5"]) == 0
-    assert "[datasheet] Raspberry Pi 5 product brief" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "[datasheet] Raspberry Pi 5 product brief" in told
+    assert "emulated by: cortex-a76" in told
+    assert run(["devices", "show", "intel-i5-12400"]) == 0
+    told = capsys.readouterr().out
+    assert "[unverified]" in told
+    assert "emulated by: nothing: QEMU has no AVX-VNNI" in told
 
 
 def test_devices_probe_writes_a_profile_that_builds(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "my-box.yaml"
-    assert run(["devices", "probe", "-o", str(path)]) == 0
+    assert run(["devices", "probe", "--quick", "-o", str(path)]) == 0
     assert document(capsys, "devices", "show", str(path), "--json")["name"] == "my-box"
-    assert run(["devices", "probe", "-o", str(path)]) == 2
+    assert run(["devices", "probe", "--quick", "-o", str(path)]) == 2
     assert "exists already" in capsys.readouterr().err
 
 
 def test_recipes_list_show_init(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = document(capsys, "recipes", "list", "--json")["recipes"]
-    assert {"demo", "demo-dora", "demo-qlora", "demo-two", "demo-full", "demo-fails"} <= {
-        row["name"] for row in rows
-    }
+    shipped = {"demo", "demo-dora", "demo-qlora", "demo-two", "demo-full", "demo-fails"}
+    # Their base is made, not shipped: they are listed with and without it.
+    shipped |= {"smollm2-lora", "smollm2-dora", "smollm2-qlora"}
+    assert shipped <= {row["name"] for row in rows}
     assert all(row["task"] == "text-generation" for row in rows)
     assert run(["recipes", "show", "demo"]) == 0
     assert "home-lora" in capsys.readouterr().out
@@ -62,6 +69,33 @@ def test_doctor_finds_this_environment_fit(capsys: pytest.CaptureFixture[str]) -
     checks = document(capsys, "doctor", "--json")["checks"]
     assert {"python", "onnxruntime", "memory", "disk"} <= {c["name"] for c in checks}
     assert not [c for c in checks if c["state"] == "fault"]
+
+
+def test_doctor_tells_what_emulation_lacks_and_is_fit_without_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("EDGETUNE_ENVIRONMENTS", str(tmp_path / "environments"))
+    checks = {c["name"]: c for c in document(capsys, "doctor", "--json")["checks"]}
+    assert checks["emulator aarch64"]["found"] == "qemu-aarch64 is not installed here"
+    assert checks["emulator aarch64"]["remedy"].endswith("apt-get install qemu-user")
+    assert checks["environment aarch64"]["remedy"].endswith("edgetune doctor --make aarch64")
+    assert checks["environment aarch64"]["state"] == "note"
+    assert run(["doctor", "--make", "aarch64"]) == 3
+    assert "qemu-aarch64 is not installed here" in capsys.readouterr().err
+    assert not (tmp_path / "environments").exists()
+
+
+def test_doctor_sees_an_environment_of_other_versions(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGETUNE_ENVIRONMENTS", str(tmp_path))
+    record = tmp_path / "aarch64" / "environment.json"
+    record.parent.mkdir()
+    record.write_text('{"wheels": ["onnxruntime-1.0-cp311", "onnxruntime_genai-0.1-cp311"]}')
+    checks = {c["name"]: c for c in document(capsys, "doctor", "--json")["checks"]}
+    assert "has another onnxruntime than" in checks["environment aarch64"]["found"]
+    assert checks["environment aarch64"]["remedy"].startswith("make it again")
 
 
 def test_doctor_names_a_fault_with_its_remedy(
@@ -96,6 +130,9 @@ CASES = [
     (["validate", "x", "-o", "x/report.json"], 2, "inside the package"),
     (["run", "nowhere", "hello"], 4, "nowhere: no such folder"),
     (["inspect", "nowhere"], 4, "nowhere: no such file or folder"),
+    (["validate", "x", "--emulate", "a", "-d", "b"], 2, "--emulate a and -d b name two devices"),
+    (["doctor", "--from", "."], 2, "--from .: of which environment?"),
+    (["doctor", "--make", "riscv"], 2, "'riscv' is not 'aarch64'"),
     (["devices", "show", "rpi"], 2, "no device is called 'rpi'"),
     (["recipes", "show", "nothing"], 2, "nothing: no such recipe file"),
     (["bulid"], 2, "No such command 'bulid'"),
@@ -142,6 +179,19 @@ def test_every_problem_is_listed_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_base_that_is_made_and_absent_says_how_to_make_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "big.yaml"
+    recipe.write_text("base: {path: ../big-base, made_by: python make_big.py}\n")
+    assert run(["build", str(recipe), "-o", str(tmp_path / "out")]) == 3
+    told = " ".join(capsys.readouterr().err.split())
+    assert "big-base: the recipe's base is not here" in told
+    assert "hint: make it: python make_big.py" in told
+    assert run(["recipes", "show", "smollm2-qlora"]) == 0
+    assert "make_smollm2.py" in capsys.readouterr().out
+
+
 def test_too_little_disk_is_known_before_the_start(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +207,7 @@ def test_a_model_too_large_for_the_device_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     profile = tmp_path / "tiny-box.yaml"
-    assert run(["devices", "probe", "-o", str(profile)]) == 0
+    assert run(["devices", "probe", "--quick", "-o", str(profile)]) == 0
     text = re.sub(r"memory_gb: {value: [\d.]+", "memory_gb: {value: 0.01", profile.read_text())
     profile.write_text(text)
     assert run(["build", "demo", "-d", str(profile), "-o", str(tmp_path / "out")]) == 2

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.device import find_device, is_here, load_device, probed_yaml, this_machine
-from edgetune.errors import UsageError
+from edgetune.device import emulated_as, find_device, is_here, load_device, this_machine
+from edgetune.environments.emulator import find_qemu, qemu_cpus
+from edgetune.errors import MissingError, UsageError
 from edgetune.files import shipped_folder
 from edgetune.host import Host, own_peak_rss_mb, probe_host
+from edgetune.probe import probed_yaml
 
 HOST = Host("x86_64", "linux", "Intel(R) N100", 4, 8 << 30, ("avx2", "avx_vnni", "fma"))
 SHIPPED = sorted(shipped_folder("devices").glob("*.yaml"))
@@ -20,6 +22,47 @@ def test_shipped_profiles_are_sound_and_sourced(path: Path) -> None:
     assert device.sources
     for number in (device.cpu.cores, device.memory_gb, device.memory_bandwidth_gb_s):
         assert number is None or number.source
+
+
+# What `-cpu help` of QEMU 7.2 (Debian 12) lists; all of its x86 names would fill a page.
+QEMU_7_2 = {
+    "aarch64": {"a64fx", "cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a76",
+                "max", "neoverse-n1"},
+    "x86_64": {"Nehalem", "Westmere", "SandyBridge", "IvyBridge", "Haswell", "Broadwell",
+               "Skylake-Client", "Denverton", "Snowridge", "EPYC", "EPYC-Rome", "EPYC-Milan"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_profiles_name_a_processor_that_qemu_has_or_say_why_none(path: Path) -> None:
+    device = load_device(path)
+    if device.emulate is None:
+        assert device.not_emulated
+        return
+    assert not device.not_emulated
+    assert device.emulate.cpu.split(",")[0] in QEMU_7_2[device.arch]
+    # QEMU drops AVX-512 and AVX-VNNI from a processor without an error.
+    assert not any("vnni" in flag or "512" in flag for flag in device.cpu.instruction_sets)
+    assert emulated_as(device).startswith(device.emulate.cpu)
+
+
+def test_the_installed_qemu_knows_them_too() -> None:
+    for arch, names in QEMU_7_2.items():
+        try:
+            program, _ = find_qemu(arch)
+        except MissingError as why:
+            pytest.skip(why.message)
+        assert names <= set(qemu_cpus(program))
+
+
+def test_classes_of_processors_are_there() -> None:
+    sets = [set(load_device(path).cpu.instruction_sets) for path in SHIPPED]
+    assert len(SHIPPED) >= 10
+    assert any("avx2" in s and not any("vnni" in flag for flag in s) for s in sets)
+    assert any("avx_vnni" in s for s in sets)
+    assert any("avx512_vnni" in s for s in sets)
+    assert any("asimd" in s and "asimddp" not in s for s in sets)
+    assert any("sve" in s for s in sets)
 
 
 def test_a_profile_is_here_only_on_its_own_machine() -> None:

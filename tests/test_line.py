@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from edgetune.device import find_device
+from edgetune.environments.emulator import Emulation
+from edgetune.errors import PlanError, UsageError
 from edgetune.files import shipped_folder
 from edgetune.host import Host
 from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
 from edgetune.plan import Plan
-from edgetune.planning import plan_builds
+from edgetune.planning import emulation_of, plan_builds
 from edgetune.recipe import Recipe, find_recipe, load_recipe
+from edgetune.step import Step
 
 GOLDENS = Path(__file__).parent / "goldens" / "plans"
 HOST = Host("x86_64", "linux", "a processor", 4, 16 << 30, ("avx2", "fma"))
@@ -150,3 +154,44 @@ def test_the_lock_holds_no_path(tmp_path: Path) -> None:
     text = json.dumps(package.arguments["lock"])
     assert "/" not in text.replace(" / ", "")
     assert '"nf4"' in text
+
+
+def test_an_emulator_that_comes_or_changes_makes_another_validation(tmp_path: Path) -> None:
+    here = plan("demo", "raspberry-pi-5", tmp_path / "a")
+    package = package_step([here], OUT)
+
+    def step(emulation: Emulation | str | None) -> Step:
+        return validate_step(here, package, OUT, HOST, {}, emulation)
+
+    missing = step("qemu-aarch64 is not installed here")
+    assert missing.arguments["not_emulated"] == "qemu-aarch64 is not installed here"
+    # A sentence with paths in it is no input; what was emulated is.
+    assert missing.key == step(None).key
+    seven = Emulation("aarch64", "cortex-a76", "", "/bin/q", "qemu-aarch64 7.2", None, ("asimd",))
+    eight = replace(seven, emulator="qemu-aarch64 8.2")
+    assert len({missing.key, step(seven).key, step(eight).key}) == 3
+    assert step(seven).key == step(replace(seven, program="/elsewhere/q")).key
+    assert step(seven).arguments["emulation"] == seven.as_json()
+
+
+def test_a_device_elsewhere_is_emulated_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert emulation_of(find_device("generic-x86-64"), HOST) is None
+    why = emulation_of(find_device("intel-n100"), HOST)
+    assert isinstance(why, str)
+    assert why.startswith("QEMU has no AVX-VNNI")
+    monkeypatch.setenv("PATH", "/nowhere")
+    why = emulation_of(find_device("raspberry-pi-5"), HOST)
+    assert isinstance(why, str)
+    assert why.startswith("qemu-aarch64 is not installed here; install QEMU")
+
+
+def test_a_processor_that_no_emulator_knows_is_a_problem_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_device: object, _host: object) -> Emulation:
+        msg = "my-box: qemu-aarch64 7.2 knows no processor 'cortex-a99'"
+        raise UsageError(msg)
+
+    monkeypatch.setattr("edgetune.planning.find_emulation", unknown)
+    with pytest.raises(PlanError, match="knows no processor 'cortex-a99'"):
+        plan("demo", "raspberry-pi-5", tmp_path / "a")

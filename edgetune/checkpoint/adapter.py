@@ -1,10 +1,10 @@
-"""A PEFT adapter folder: its config and its tensors, and whether they fit a base by their names
-and shapes. Standard library only.
+"""A PEFT adapter folder: its config and its tensors. Standard library only.
 
 Tensor names, as PEFT writes them: `base_model.model.<module>.<part>`, the adapter's name left out;
 parts are `lora_A.weight`, `lora_B.weight`, `lora_B.bias`, `lora_embedding_A`, `lora_embedding_B`,
-`lora_magnitude_vector` (DoRA). Any other name is a whole tensor that takes the base's place:
-`modules_to_save`, biases, `base_layer.weight` of targeted embeddings.
+`lora_magnitude_vector` (DoRA), `token_adapter.trainable_tokens_delta`. Any other name is a whole
+tensor that takes the base's place: `modules_to_save`, biases, `base_layer.weight` of targeted
+embeddings. Types other than LoRA have parts of their own, which only PEFT knows.
 """
 
 from __future__ import annotations
@@ -12,30 +12,35 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgetune.checkpoint import adapter_fields
-from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, safe_file
+from edgetune.checkpoint.folder import (
+    EMBEDDING,
+    HEAD,
+    CheckpointFolder,
+    list_side_files,
+    safe_file,
+)
 from edgetune.checkpoint.foreign import is_renamed_safetensors
-from edgetune.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
-from edgetune.checkpoint.patterns import pattern_problem
-from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem
+from edgetune.checkpoint.header import TensorEntry, read_header
+from edgetune.errors import InputRefusedError
 from edgetune.files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
+TRAINED_TOKENS = "token_adapter.trainable_tokens_delta"
 _PART = re.compile(
     r"(?P<module>.+)\."
-    r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)"
+    r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector"
+    r"|token_adapter\.trainable_tokens_delta|(modules_to_save|original_module)\.\w+)"
 )
 _MOST_STATE_BYTES = 1 << 16
 _QUANT_STATE = ".quant_state.bitsandbytes__"
-_WRONG_BASE = "name the base that this adapter was trained on"
 PICKLE_HINT = (
     "--allow-pickle reads it in a confined process; or, where you trust it, load it with PEFT and "
     "write safetensors with save_pretrained"
@@ -44,7 +49,8 @@ PICKLE_HINT = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT adapter. `files` are the relative paths of what matters to a build."""
+    """A PEFT adapter. `files` are the relative paths of what matters to a build; `tokenizer_files`
+    those of them that ship when the adapter changed the vocabulary."""
 
     path: Path
     config: dict[str, Any]
@@ -55,6 +61,7 @@ class Adapter:
     base_name: str | None
     tensors: dict[str, TensorEntry]
     files: tuple[str, ...]
+    tokenizer_files: tuple[str, ...] = ()
 
 
 def read_adapter(path: Path, *, pickled: bool = False) -> Adapter:
@@ -63,15 +70,14 @@ def read_adapter(path: Path, *, pickled: bool = False) -> Adapter:
 
     Raises InputRefusedError: no adapter folder, a config that is no PEFT config, pickle weights
     only, a damaged file, a path that leads out of the folder. What the adapter asks for is judged
-    later, by `refusal_of` and `fit_problems`.
+    later, in `fit.py`.
     """
     config = _read_config(path)
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str):
         msg = f"{path / CONFIG_FILE}: no peft_type"
         raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
-    wrong = adapter_fields.type_problem(config) if peft_type == "LORA" else None
-    if wrong:
+    if wrong := adapter_fields.type_problem(config):
         msg = f"{path / CONFIG_FILE}: {wrong}"
         raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
     weights = PICKLE_FILE if is_pickled(path) else WEIGHTS_FILE
@@ -80,16 +86,19 @@ def read_adapter(path: Path, *, pickled: bool = False) -> Adapter:
         raise InputRefusedError(msg, f"call it {WEIGHTS_FILE}")
     if weights == PICKLE_FILE and not pickled:
         raise InputRefusedError(pickle_problem(path), PICKLE_HINT)
+    side_files = [name for name in list_side_files(path) if name != "generation_config.json"]
+    tokenizer = tuple(side_files) if "tokenizer_config.json" in side_files else ()
     return Adapter(
         path=path,
         config=config,
         peft_type=peft_type,
         use_dora=bool(config.get("use_dora")),
         rank=_number(config, "r"),
-        alpha=_number(config, "lora_alpha"),
+        alpha=_number(config, "lora_alpha", "alpha"),
         base_name=config.get("base_model_name_or_path") or None,
         tensors={} if weights == PICKLE_FILE else read_header(safe_file(path, weights)),
-        files=(CONFIG_FILE, weights),
+        files=(CONFIG_FILE, weights, *tokenizer),
+        tokenizer_files=tokenizer,
     )
 
 
@@ -101,57 +110,6 @@ def is_pickled(path: Path) -> bool:
 def pickle_problem(path: Path) -> str:
     """What is wrong with such a folder, as a sentence."""
     return f"{path}: only {PICKLE_FILE}, a pickle file, which can run code when read"
-
-
-def refusal_of(adapter: Adapter) -> str | None:
-    """Why this adapter cannot be merged onto any base, by name; None when it can."""
-    reason = adapter_fields.refusal(adapter.config)
-    return reason[0] if reason else None
-
-
-def fit_problems(adapter: Adapter, base: CheckpointFolder) -> list[Problem]:
-    """Why this adapter cannot be merged onto this base, judged from config and headers."""
-    if reason := adapter_fields.refusal(adapter.config):
-        return [Problem(f"{adapter.path}: {reason[0]}", reason[1], INPUT_REFUSED)]
-    if not adapter.tensors:
-        message = f"{adapter.path / WEIGHTS_FILE}: no tensors"
-        return [Problem(message, "save the adapter again after training", INPUT_REFUSED)]
-    if adapter.config.get("ensure_weight_tying") and base.tied and touches_embeddings(adapter):
-        message = (
-            f"{adapter.path}: ensure_weight_tying: adapters tied between embedding and head are "
-            "not supported yet"
-        )
-        return [Problem(message, "train with ensure_weight_tying false", INPUT_REFUSED)]
-    modules = {name.rpartition(".")[0] for name in base.tensors}
-    if problem := pattern_problem(adapter.config, modules):
-        message = f"{adapter.path / CONFIG_FILE}: {problem}"
-        return [Problem(message, "save the adapter again from training", INPUT_REFUSED)]
-    strangers, misfits = [], []
-    for name, entry in sorted(adapter.tensors.items()):
-        if entry.dtype not in FLOAT_DTYPES:
-            misfits.append(f"{name} has dtype {entry.dtype}")
-            continue
-        expected = _expected_shape(name, adapter, base)
-        if expected is None:
-            strangers.append(name)
-        elif expected != entry.shape:
-            misfits.append(f"{name} is {list(entry.shape)}, this base takes {list(expected)}")
-    return [
-        Problem(f"{adapter.path / WEIGHTS_FILE}: {text}", _WRONG_BASE, INPUT_REFUSED)
-        for text in [
-            *_some("not a module of this base", strangers),
-            *_some("does not fit", misfits),
-        ]
-    ]
-
-
-def touches_embeddings(adapter: Adapter) -> bool:
-    """True when the adapter changes the input or output embedding."""
-    modules = {EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight")}
-    changed = (split_name(name) for name in adapter.tensors)
-    return any(
-        (module if part else module.removesuffix(".weight")) in modules for module, part in changed
-    )
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -166,7 +124,30 @@ def split_name(name: str) -> tuple[str, str]:
     if match := _PART.fullmatch(bare):
         return match["module"], match["part"]
     head, _, tail = bare.rpartition(".")
-    return f"{head.removesuffix('.base_layer')}.{tail}", ""
+    head = head.removesuffix(".base_layer").removesuffix(".token_adapter")
+    return f"{head}.{tail}", ""
+
+
+def is_beside(part: str) -> bool:
+    """True for what PEFT saves beside a saved module when it saves embeddings: the same values
+    again (`modules_to_save.weight`), and the base's own that they displace
+    (`original_module.weight`)."""
+    return part.startswith(("modules_to_save.", "original_module."))
+
+
+def twin_of(name: str) -> str | None:
+    """The tensor that a tensor must be a copy of, where PEFT saves one twice; None for others.
+
+    >>> twin_of("base_model.model.lm_head.modules_to_save.weight")
+    'base_model.model.lm_head.weight'
+    """
+    module, part = split_name(name)
+    if part.startswith("modules_to_save."):
+        return f"{PREFIX}{module}.{part.removeprefix('modules_to_save.')}"
+    head, embedding = (n.removesuffix(".weight") for n in (HEAD, EMBEDDING))
+    if module == head and part == TRAINED_TOKENS:
+        return f"{PREFIX}{embedding}.{TRAINED_TOKENS}"
+    return None
 
 
 def base_shape(base: CheckpointFolder, name: str) -> tuple[int, ...] | None:
@@ -180,11 +161,10 @@ def base_shape(base: CheckpointFolder, name: str) -> tuple[int, ...] | None:
     return entry.shape if entry else None
 
 
-def _number(config: dict[str, Any], field: str) -> Any:
-    """A LoRA number; 8 is PEFT's default for both."""
-    if config.get("peft_type") != "LORA":
-        return 0
-    return 8 if config.get(field) is None else config[field]
+def _number(config: dict[str, Any], *fields: str) -> Any:
+    """The first of these fields that is a number; 8 is PEFT's default of LoRA, else there is 0."""
+    found = (config[f] for f in fields if type(config.get(f)) in (int, float))
+    return next(found, 8 if config.get("peft_type") == "LORA" else 0)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -198,40 +178,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         msg = f"{path / CONFIG_FILE}: not a JSON object"
         raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
     return config
-
-
-def _expected_shape(name: str, adapter: Adapter, base: CheckpointFolder) -> tuple[int, ...] | None:
-    """The shape that a tensor must have on this base; None when the base has no such module."""
-    if not name.startswith(PREFIX):
-        return None
-    module, part = split_name(name)
-    if not part:
-        return base_shape(base, module)
-    weight = base_shape(base, f"{module}.weight")
-    if weight is None or len(weight) != 2:
-        return None
-    rows, columns = weight
-    rank = _pattern_value(adapter, module)
-    if part.startswith("lora_embedding"):  # an embedding's rows are its input
-        return (rank, rows) if part.endswith("_A") else (columns, rank)
-    if part == "lora_magnitude_vector":
-        embedding = f"{PREFIX}{module}.lora_embedding_A" in adapter.tensors
-        return (columns if embedding else rows,)
-    return {"lora_A.weight": (rank, columns), "lora_B.weight": (rows, rank)}.get(part, (rows,))
-
-
-def _pattern_value(adapter: Adapter, module: str) -> int:
-    """The rank of one module: the first pattern that matches the end of its name, else `r`.
-
-    As PEFT's `get_pattern_key`, which matches `(.*\\.)?(<pattern>)$`.
-    """
-    for pattern, rank in (adapter.config.get("rank_pattern") or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return int(rank)
-        except re.error:
-            continue
-    return adapter.rank
 
 
 def _packed_shape(base: CheckpointFolder, state: TensorEntry) -> tuple[int, ...] | None:
@@ -252,9 +198,3 @@ def _packed_shape(base: CheckpointFolder, state: TensorEntry) -> tuple[int, ...]
 def _no_state(base: CheckpointFolder, state: TensorEntry) -> InputRefusedError:
     msg = f"{base.path / state.file}: tensor {state.name!r} is no quantization state"
     return InputRefusedError(msg, "copy the file again from where it came from")
-
-
-def _some(what: str, names: list[str]) -> Iterator[str]:
-    if names:
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        yield f"{what}: {names[0]}{more}"

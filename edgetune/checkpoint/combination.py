@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.checkpoint import adapter_fields
-from edgetune.checkpoint.adapter import Adapter, fit_problems, split_name
-from edgetune.checkpoint.families import is_four_bit, unsupported_reason
+from edgetune.checkpoint.adapter import TRAINED_TOKENS, Adapter, split_name
+from edgetune.checkpoint.combine import combine_problems
+from edgetune.checkpoint.experts import EXPERTS, merge_reason
+from edgetune.checkpoint.families import is_four_bit
+from edgetune.checkpoint.fit import fit_problems
 from edgetune.checkpoint.folder import CheckpointFolder
+from edgetune.checkpoint.peft_types import label_of
+from edgetune.checkpoint.reshaped import vocabulary_rows
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem, UsageError
 from edgetune.files import is_folder
 
@@ -27,15 +32,21 @@ _ONE_BY_ONE = "build each of them on its own, or merge the LoRA adapters only"
 
 
 def merge_problems(
-    base: CheckpointFolder, adapters: Weighted, trained_as: Mapping[str, Any] | None, onto: str
+    base: CheckpointFolder,
+    adapters: Weighted,
+    trained_as: Mapping[str, Any] | None,
+    onto: str,
+    combine: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """Every reason why these adapters cannot be merged onto this base."""
-    if reason := unsupported_reason(base.config):
+    if reason := merge_reason(base.config):
         return [Problem(f"{base.path}: {reason}", _OTHER_BASE, INPUT_REFUSED)]
     found = list(_quantization_problems(base, adapters, trained_as, onto))
     for adapter, _ in adapters:
         found.extend(fit_problems(adapter, base))
-    found.extend(_weight_problems(adapters))
+    if combine:
+        found.extend(combine_problems([adapter for adapter, _ in adapters], combine))
+    found.extend(_weight_problems(adapters, combined=combine is not None))
     found.extend(_base_problems([adapter for adapter, _ in adapters]))
     return found
 
@@ -61,10 +72,17 @@ def merge_warnings(base: CheckpointFolder, adapters: Sequence[Adapter]) -> list[
             )
         if unknown := adapter_fields.unknown_fields(adapter.config):
             found.append(
-                f"{adapter.path.name}: {adapter.path.name}/adapter_config.json has fields that "
+                f"{adapter.path.name}: adapter_config.json has fields that "
                 f"PEFT 0.21 does not know, ignored: {', '.join(unknown)}"
             )
-        found.extend(_side_file_warnings(base, adapter))
+        rows = vocabulary_rows(adapter, base)
+        if rows is not None and not adapter.tokenizer_files:
+            found.append(
+                f"{adapter.path.name}: changes the vocabulary to {rows} and brings no tokenizer; "
+                "the base's is used"
+            )
+        if rows is None or not adapter.tokenizer_files:
+            found.extend(_side_file_warnings(base, adapter))
     return found
 
 
@@ -76,6 +94,9 @@ def _quantization_problems(
         kinds = ("4-bit", "none are") if stored else ("plain", "4-bit ones are")
         message = f"{base.path}: config.json says {kinds[0]} weights, and {kinds[1]} stored"
         yield Problem(message, "take the config.json that belongs to them", INPUT_REFUSED)
+    if base.model_type in EXPERTS and (stored or trained_as):
+        message = f"{base.path}: 4-bit weights of a mixture of experts are not supported"
+        yield Problem(message, "train over the plain weights", INPUT_REFUSED)
     if trained_as and not adapters:
         message = "trained_as says how the base was quantized under an adapter; there is none"
         yield Problem(message, "leave trained_as out for a full fine-tune")
@@ -98,14 +119,23 @@ def _quantization_problems(
             yield Problem(message, "leave trained_as out: the base carries it", INPUT_REFUSED)
 
 
-def _weight_problems(adapters: Weighted) -> Iterator[Problem]:
+def _weight_problems(adapters: Weighted, *, combined: bool) -> Iterator[Problem]:
+    """`combined`: the types of the adapters are judged by `combine_problems`."""
     for adapter, weight in adapters:
         if not math.isfinite(weight):
             yield Problem(f"{adapter.path}: its weight is {weight}", "give a finite number")
     if len(adapters) == 1 and adapters[0][1] == 1:
         return
     for adapter, _ in adapters:
-        if adapter.use_dora:
+        plain = adapter_fields.is_plain_lora(adapter.config)
+        if not combined and (not plain or adapter.config.get("layer_replication")):
+            message = (
+                f"{adapter.path}: only plain LoRA adapters add up; {label_of(adapter.peft_type)} "
+                "with these options is merged alone, with weight 1"
+            )
+            yield Problem(message, _ONE_BY_ONE, INPUT_REFUSED)
+            continue
+        if adapter.use_dora and not combined:
             message = (
                 f"{adapter.path}: the magnitude of DoRA makes a weighted sum undefined: it is "
                 "merged alone, with weight 1"
@@ -113,11 +143,11 @@ def _weight_problems(adapters: Weighted) -> Iterator[Problem]:
             yield Problem(message, _ONE_BY_ONE, INPUT_REFUSED)
         # the stored weight under a LoRA embedding is read and compared by the merge itself
         whole = [n for n in adapter.tensors if not n.endswith(".base_layer.weight")]
-        whole = sorted(n for n in whole if not split_name(n)[1])
+        whole = sorted(n for n in whole if split_name(n)[1] in ("", TRAINED_TOKENS))
         if whole:
             message = (
-                f"{adapter.path}: {whole[0]} takes the base's place whole (modules_to_save, bias "
-                "or a stored embedding), which makes a weighted sum undefined"
+                f"{adapter.path}: {whole[0]} takes the base's place (modules_to_save, bias, "
+                "trained tokens or a stored embedding), which makes a weighted sum undefined"
             )
             yield Problem(message, _ONE_BY_ONE, INPUT_REFUSED)
 

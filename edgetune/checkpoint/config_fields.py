@@ -11,7 +11,8 @@ from typing import Any
 _SIZES = {
     "head_dim": 1 << 16, "hidden_size": 1 << 20, "intermediate_size": 1 << 22,
     "max_position_embeddings": 1 << 31, "num_attention_heads": 1 << 16,
-    "num_hidden_layers": 1 << 16, "num_key_value_heads": 1 << 16, "vocab_size": 1 << 24,
+    "num_hidden_layers": 1 << 16, "num_key_value_heads": 1 << 16,
+    "original_max_position_embeddings": 1 << 31, "vocab_size": 1 << 24,
 }  # fmt: skip
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "auto")
 
@@ -24,14 +25,14 @@ def config_problem(config: Mapping[str, Any], tensors: int) -> str | None:
     for field, most in _SIZES.items():
         value = config.get(field)
         if value is not None and not (type(value) is int and 0 < value <= most):
-            return f"{field} is {_short(value)}, not a whole number from 1 to {most}"
+            return f"{field} is {short(value)}, not a whole number from 1 to {most}"
     layers = config.get("num_hidden_layers")
     if layers is not None and layers > tensors:
         return f"num_hidden_layers is {layers}, and only {tensors} tensors are stored"
     for field, fits, meant in _RULES:
         value = config.get(field)
         if value is not None and not fits(value):
-            return f"{field} is {_short(value)}, not {meant}"
+            return f"{field} is {short(value)}, not {meant}"
     for field in ("rope_parameters", "rope_scaling"):
         if problem := _rope_problem(config.get(field) or {}):
             return f"{field}.{problem}"
@@ -41,10 +42,18 @@ def config_problem(config: Mapping[str, Any], tensors: int) -> str | None:
 def _rope_problem(rope: Mapping[str, Any]) -> str | None:
     for field, value in rope.items():
         if field in ("rope_type", "type") and not isinstance(value, str):
-            return f"{field} is {_short(value)}, not text"
+            return f"{field} is {short(value)}, not text"
         if field == "partial_rotary_factor" and not _is_share(value):
-            return f"{field} is {_short(value)}, not a number from 0 to 1"
+            return f"{field} is {short(value)}, not a number from 0 to 1"
+        if field == "original_max_position_embeddings" and not _is_context(value):
+            return f"{field} is {short(value)}, not a whole number"
+        if isinstance(value, dict) and (problem := _rope_problem(value)):  # of a type of layer
+            return f"{field}.{problem}"
     return None
+
+
+def _is_context(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 1 << 31 and value == int(value)
 
 
 def _is_share(value: Any) -> bool:
@@ -81,7 +90,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value for a message; a number may have more digits than Python prints."""
     try:
         text = repr(value)

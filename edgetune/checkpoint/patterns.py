@@ -18,6 +18,24 @@ from typing import Any
 _MOST_SECONDS = 1.0  # for all patterns and modules; a sound one takes milliseconds
 _MOST_CHARACTERS = 20_000
 
+_PLAIN = re.compile(r"[\w.-]*")  # matches in a time that grows with its length
+_KEY = r"(.*\.)?({})$"
+# (field, the compiled expression's method, the expression around a key)
+_FORMS = (
+    ("target_modules", "fullmatch", "{}"),
+    ("exclude_modules", "fullmatch", "{}"),
+    ("feedforward_modules", "fullmatch", "{}"),
+    ("rank_pattern", "match", _KEY),
+    ("rank_pattern", "search", "{}"),
+    ("alpha_pattern", "match", _KEY),
+    ("lambda_pattern", "match", _KEY),
+    ("n_frequency_pattern", "match", _KEY),
+    ("n_frequency_pattern", "match", r".*\.{}$"),
+    ("block_size_pattern", "match", r".*\.{}$"),
+    ("layers_pattern", "match", r"(?:^|.*?\.){}\.(?P<idx>\d+)\."),
+    ("modules_to_save", "match", r"(^|.*\.){}($|\..*)"),
+)
+
 
 class _TooSlowError(Exception):
     """The clock's word, raised inside the matching."""
@@ -31,11 +49,10 @@ def pattern_problem(config: Mapping[str, Any], modules: Iterable[str]) -> str | 
     try:
         with _deadline(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for field, pattern, whole in _patterns(config):
+            for field, pattern, matches in _patterns(config):
                 if len(pattern) > _MOST_CHARACTERS:
                     return f"{field} is a pattern of {len(pattern)} characters"
-                compiled = re.compile(pattern)
-                match = compiled.fullmatch if whole else compiled.match
+                match = getattr(re.compile(pattern), matches)
                 for name in names:
                     match(name)
     except (re.error, RecursionError, OverflowError, MemoryError) as why:
@@ -50,22 +67,18 @@ def _with_parents(module: str) -> Iterator[str]:
     yield from (".".join(parts[: n + 1]) for n in range(len(parts)))
 
 
-def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """(field, expression, whether it must match the whole name) as PEFT 0.21 puts it together
-    (tuners/tuners_utils.py, utils/other.py)."""
-    for field in ("target_modules", "exclude_modules"):
-        if isinstance(value := config.get(field), str):
-            yield field, value, True
-    for field in ("rank_pattern", "alpha_pattern"):
-        for key in config.get(field) or {}:
-            yield field, rf"(.*\.)?({key})$", False
-    for field, form in (
-        ("layers_pattern", r"(?:^|.*?\.){}\.(?P<idx>\d+)\."),
-        ("modules_to_save", r"(^|.*\.){}($|\..*)"),
-    ):
+def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(field, expression, how it is matched) as PEFT 0.21 puts it together for its types
+    (tuners/tuners_utils.py, utils/other.py, the types' own model.py); no names that are plain."""
+    for field, matches, form in _FORMS:
         keys = config.get(field) or []
+        if isinstance(keys, list) and matches == "fullmatch":
+            continue  # the ends of names, compared as they are
+        if matches == "search" and config.get("peft_type") != "OSF":
+            continue
         for key in [keys] if isinstance(keys, str) else keys:
-            yield field, form.replace("{}", key), False
+            if len(key) > _MOST_CHARACTERS or not _PLAIN.fullmatch(key):
+                yield field, form.replace("{}", key), matches
 
 
 @contextlib.contextmanager

@@ -23,8 +23,14 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 
 @click.command(short_help="Base model + adapters → a validated package for each device.")
 @click.argument("recipe", required=False)
-@click.option("-m", "--model", help="Base model: a Hugging Face folder or a hub id.")
-@click.option("-a", "--adapter", "adapters", multiple=True, help="PEFT adapter folder (repeat).")
+@click.option("-m", "--model", help="Base: a Hugging Face folder, or owner/name[@revision].")
+@click.option(
+    "-a",
+    "--adapter",
+    "adapters",
+    multiple=True,
+    help="PEFT adapter: a folder or a hub id (repeat).",
+)
 @click.option("-d", "--device", "devices", multiple=True, help="Device name or profile (repeat).")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="out", show_default=True)
 @click.option("--task", help="Task, named as Hugging Face pipelines are.")

@@ -10,15 +10,29 @@ import click
 @click.command(short_help="Check a package against the reference it carries.")
 @click.argument("package", type=click.Path(path_type=Path))
 @click.option("-d", "--device", help="The device of the package to validate for.")
+@click.option(
+    "--emulate",
+    is_flag=False,
+    flag_value="",
+    metavar="[DEVICE]",
+    help="Also run it on that device's processor, emulated.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the report (JSON) here.")
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def validate(
-    package: Path, device: str | None, out: Path | None, as_json: bool, debug: bool
+    package: Path,
+    device: str | None,
+    emulate: str | None,
+    out: Path | None,
+    as_json: bool,
+    debug: bool,
 ) -> int:
     """Run PACKAGE on this host and compare it with the reference it carries.
 
-    Needs no torch, and never writes into the package.
+    Needs no torch, and never writes into the package. `PACKAGE --emulate raspberry-pi-5` also
+    runs a part of its self-test on that device's instructions, which finds what other kernels do
+    to it, and says nothing about time.
     """
     del debug  # read by __main__
     from edgetune.console import print_json, print_note, print_result, print_table
@@ -30,7 +44,10 @@ def validate(
     if out is not None and out.resolve().is_relative_to(package.resolve()):
         msg = f"{out}: inside the package, which a validation must leave as it is"
         raise UsageError(msg, "name a file elsewhere with -o")
-    report = validate_package(package, device)
+    if emulate and device and emulate != device:
+        msg = f"--emulate {emulate} and -d {device} name two devices"
+        raise UsageError(msg, "leave -d out")
+    report = validate_package(package, emulate or device, emulate is not None)
     if out is not None:
         write_text(out, dump_json(report))
         print_note(f"report   {out}")

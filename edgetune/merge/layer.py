@@ -14,9 +14,9 @@ import torch
 from torch.nn import Parameter
 
 from edgetune.checkpoint.skeleton import quiet
-from edgetune.checkpoint.tensors import Rows, row_blocks
+from edgetune.checkpoint.tensors import Rows, is_finite, row_blocks
 from edgetune.errors import InputRefusedError, StepFailedError
-from edgetune.merge.adapted import Layer
+from edgetune.merge.ledger import Layer
 
 Parts = dict[tuple[str, str], torch.Tensor]
 
@@ -33,6 +33,8 @@ def merged_weight(layer: Layer, rows: Rows, shape: tuple[int, ...]) -> Iterator[
     """
     parts = load_parts(layer)
     blocks = list(row_blocks(shape))
+    if getattr(layer.peft, "fan_in_fan_out", False):
+        blocks = [(0, shape[0])]  # a Conv1D's rows are its input: A is cut there, not B
     if _is_embedding(parts) and any(part == "lora_magnitude_vector" for _, part in parts):
         blocks = [(0, shape[0])]  # the norm of an embedding's DoRA runs over all rows
     for start, stop in blocks:
@@ -84,14 +86,12 @@ def _merge(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, parts:
     _fill(layer, weight, bias, parts)
     peft = layer.peft
     peft.merged_adapters = []
-    try:
-        with torch.no_grad(), quiet():
-            peft.merge(safe_merge=True)
-    except ValueError as why:
-        msg = f"{layer.module}: the merged weight is not finite ({why})"
-        raise InputRefusedError(
-            msg, "the adapter is broken: save it again, or train again"
-        ) from why
+    with torch.no_grad(), quiet():
+        # Into the values themselves, which are a copy; PEFT's safe merge copies them once more.
+        peft.merge(safe_merge=False)
+    if not all(is_finite(p) for p in peft.get_base_layer().parameters()):
+        msg = f"{layer.module}: the merged weight is not finite"
+        raise InputRefusedError(msg, "the adapter is broken: save it again, or train again")
     if set(peft.merged_adapters) != {adapter for adapter, _ in layer.parts}:
         msg = f"{layer.module}: PEFT merged {peft.merged_adapters} and not every adapter"
         raise StepFailedError(msg, "this is an error in edgetune; please report it")

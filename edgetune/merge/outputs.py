@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edgetune.checkpoint.adapter import base_shape
+from edgetune.checkpoint.experts import Place, place_of, stored_names
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
 from edgetune.checkpoint.four_bit import four_bit_weight
 from edgetune.checkpoint.header import TensorEntry
@@ -30,8 +31,10 @@ from edgetune.checkpoint.tensors import (
     same_values,
 )
 from edgetune.errors import InputRefusedError
-from edgetune.merge.adapted import Adapted, Source, replaced_alone
+from edgetune.merge.adapted import Adapted, replaced_alone
 from edgetune.merge.layer import merged_bias, merged_weight
+from edgetune.merge.ledger import Source, Tokens
+from edgetune.merge.unit import Merger, Unit
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Work:
     trained_as: Mapping[str, Any] | None
     merge_dtype: str
     rounding: Rounding = field(default_factory=Rounding)
+    merger: Merger = field(default_factory=Merger)
 
     @property
     def untied(self) -> bool:
@@ -68,24 +72,95 @@ def make_outputs(work: Work) -> tuple[list[Output], int]:
     return [output for output, _ in outputs], sum(touched for _, touched in outputs)
 
 
+def base_rows(
+    base: CheckpointFolder, four_bit: frozenset[str], trained_as: Mapping[str, Any] | None
+) -> Callable[[str], torch.Tensor]:
+    """Reads whole tensors of the base as the adapter saw them, by name, in float32."""
+    work = Work(base, Adapted(), four_bit, trained_as, "float32")
+
+    def load(name: str) -> torch.Tensor:
+        return _rows(work, name)(0, _shape(work, name)[0])
+
+    return load
+
+
 def _output(work: Work, name: str) -> tuple[Output, bool]:
     module, _, leaf = name.rpartition(".")
     layer = work.adapted.layers.get(module)
+    unit = _unit(work, name)
     entry, source = _stored(work, name)
-    shape = base_shape(work.base, name) or entry.shape
+    shape = _shape(work, name)
     blocks: Callable[[], Iterable[torch.Tensor]]
-    if layer is not None and leaf == "weight":
+    if unit is not None:
+        place = place_of(work.base.model_type, name)
+        leaf = place.parameter.rpartition(".")[2]
+        shape = shape if place.expert is not None else _unit_shape(unit, leaf)
+        blocks = partial(_merged_leaf, work, unit, leaf, place)
+    elif layer is not None and leaf == "weight":
         blocks = partial(merged_weight, layer, _rows(work, name), shape)
     elif layer is not None and any(part == "lora_B.bias" for _, part in layer.parts):
         columns = (base_shape(work.base, f"{module}.weight") or (0, 0))[1]
         blocks = partial(_bias, work, name, columns)
-    elif source is not None or (module in work.four_bit and leaf == "weight"):
+    elif (
+        source is not None or _tokens(work, name) or (module in work.four_bit and leaf == "weight")
+    ):
         blocks = partial(_whole, _rows(work, name), shape)
     else:
         copied = partial(load_blocks, work.base.path, entry)
         return Output(name, entry.dtype, entry.shape, copied), False
     dtype = "F32" if work.merge_dtype == "float32" else _base_dtype(work, entry)
     return Output(name, dtype, shape, partial(_cast, work, name, dtype, blocks)), True
+
+
+def _names(work: Work, name: str) -> tuple[str, ...]:
+    """A tensor's name, and of a tied embedding that stays tied also the other one."""
+    if not work.base.tied or work.untied or name not in (EMBEDDING, HEAD):
+        return (name,)
+    return (name, HEAD if name == EMBEDDING else EMBEDDING)
+
+
+def _unit(work: Work, name: str) -> Unit | None:
+    places = (place_of(work.base.model_type, n).parameter for n in _names(work, name))
+    modules = (parameter.rpartition(".")[0] for parameter in places)
+    return next((work.adapted.units[m] for m in modules if m in work.adapted.units), None)
+
+
+def _tokens(work: Work, name: str) -> Tokens | None:
+    tokens = work.adapted.tokens
+    if work.base.tied and name == HEAD and HEAD not in tokens:
+        return tokens.get(EMBEDDING)  # PEFT ties trained tokens, whatever else differs
+    return next((tokens[n] for n in _names(work, name) if n in tokens), None)
+
+
+def _unit_shape(unit: Unit, leaf: str) -> tuple[int, ...]:
+    """The shape of a merged parameter: the base's, or that of the resized one that is stored."""
+    own = unit.stored(leaf)
+    return own.entry.shape if own else unit.leaves[leaf]
+
+
+def _merged_leaf(work: Work, unit: Unit, leaf: str, place: Place) -> Iterator[torch.Tensor]:
+    """A merged parameter of a unit, or the part of it that one stored tensor holds."""
+
+    def weights(leaf: str) -> torch.Tensor:
+        parameter, shape = f"{unit.module}.{leaf}", unit.leaves[leaf]
+        names = stored_names(work.base.model_type, parameter, shape)
+        parts = [_rows(work, name)(0, _shape(work, name)[0]) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts).reshape(shape)
+
+    merged = work.merger.leaf(unit, leaf, weights)
+    if place.expert is not None:
+        merged = merged[place.expert]
+        if place.half is not None:
+            merged = merged.chunk(2)[place.half]
+    yield merged
+
+
+def _shape(work: Work, name: str) -> tuple[int, ...]:
+    """A tensor's shape in the merged model: a resized vocabulary has the adapter's rows."""
+    entry, source = _stored(work, name)
+    if source is not None:
+        return source.entry.shape
+    return base_shape(work.base, name) or entry.shape
 
 
 def _stored(work: Work, name: str) -> tuple[TensorEntry, Source | None]:
@@ -115,7 +190,23 @@ def _prove_one_embedding(work: Work) -> None:
 
 
 def _rows(work: Work, name: str) -> Rows:
-    """Reads rows of the weight that the adapter saw, in float32."""
+    """Reads rows of the weight that the adapter saw, in float32; single trained ones in place."""
+    rows, tokens = _base_rows(work, name), _tokens(work, name)
+    if tokens is None:
+        return rows
+
+    def with_tokens(start: int, stop: int) -> torch.Tensor:
+        block = rows(start, stop)
+        trained = work.adapted.ledger.load(tokens.source)
+        for number, index in enumerate(tokens.indices):
+            if start <= index < stop:
+                block[index - start] = trained[number]
+        return block
+
+    return with_tokens
+
+
+def _base_rows(work: Work, name: str) -> Rows:
     entry, source = _stored(work, name)
     module = name.rpartition(".")[0]
     if source is None and module in work.four_bit:

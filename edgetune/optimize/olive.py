@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from olive.passes import Pass
 from olive.passes.olive_pass import PassConfigParam
 from olive.workflows import run
 
+from edgetune.checkpoint.families import SUPPORTED
 from edgetune.errors import EdgetuneError, MissingError, StepFailedError
 from edgetune.files import copy_file, is_out_of_space
+from edgetune.optimize.corrections import corrected, settle_config
 from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow
 
 _GRAPH = "model.onnx"
@@ -80,60 +82,23 @@ def _build(
     checkpoint: str, folder: Path, precision: str, provider: str, options: Mapping[str, Any]
 ) -> None:
     """Run onnxruntime-genai's builder in this process."""
-    from onnxruntime_genai.models.builder import Model, create_model, parse_extra_options
+    from onnxruntime_genai.models import builder
 
     cache = str(folder.parent / "builder-cache")
     words = [f"{key}={_as_builder_reads(value)}" for key, value in sorted(options.items())]
-    parsed = parse_extra_options(
+    parsed = builder.parse_extra_options(
         checkpoint, checkpoint, str(folder), precision, provider, cache, words
     )
-    _settle_config(parsed["hf_details"]["hf_config"])
-    with _corrected(Model):
-        create_model(checkpoint, checkpoint, str(folder), precision, provider, cache, **parsed)
+    config = parsed["hf_details"]["hf_config"]
+    tables = settle_config(config, SUPPORTED[config.model_type].architecture)
+    with corrected(builder, tables):
+        builder.create_model(
+            checkpoint, checkpoint, str(folder), precision, provider, cache, **parsed
+        )
 
 
 def _as_builder_reads(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _settle_config(config: Any) -> None:
-    """Say in the configuration what the builder looks for in it and transformers 5 does not say.
-
-    Without it the builder takes a Phi-3 for a LongRoPE one when its original length, which has a
-    default of its own (4096), differs; finds no `type` of a LongRoPE; and ignores the sliding
-    window of a family whose every layer has one, while onnxruntime-genai then cuts the cache.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind == "default" and hasattr(config, "original_max_position_embeddings"):
-        config.original_max_position_embeddings = config.max_position_embeddings
-    if kind == "longrope":
-        rope.setdefault("type", kind)
-    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
-        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
-
-
-@contextmanager
-def _corrected(model_class: Any) -> Iterator[None]:
-    """Two corrections to the builder's `Model`, while the block runs.
-
-    It takes every linear that is as wide as the vocabulary for the head, and silently builds
-    another model where a layer has such a one. And it writes into the graph, as its own, the git
-    commit of whatever repository encloses the virtual environment.
-    """
-
-    def has_lm_head(self: Any, module: Any) -> bool:
-        return module is self.weights.get_output_embeddings()
-
-    corrections = {"has_lm_head": has_lm_head, "get_genai_commit": classmethod(lambda _: None)}
-    before = {name: model_class.__dict__[name] for name in corrections}
-    for name, correction in corrections.items():
-        setattr(model_class, name, correction)
-    try:
-        yield
-    finally:
-        for name, original in before.items():
-            setattr(model_class, name, original)
 
 
 class _Listener(logging.Handler):
@@ -173,6 +138,7 @@ def run_workflow(
     listener = _Listener(progress)
     logger = logging.getLogger("olive")
     logger.addHandler(listener)
+    temporary = tempfile.tempdir
     try:
         output = _run(fill_workflow(workflow, folders), work / "tmp", listener)
         if output is None or not output.has_output_model():
@@ -180,6 +146,7 @@ def run_workflow(
         _take(result, out, listener)
     finally:
         logger.removeHandler(listener)
+        tempfile.tempdir = temporary  # Olive leaves its own there
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.families import ties_embeddings
+from edgetune.child import run_child
 from edgetune.errors import InputRefusedError, StepFailedError
 from edgetune.files import read_json
 from edgetune.optimize.forms import decoder
@@ -19,15 +21,16 @@ def optimize_step(
     """Build the graph that `arguments["workflow"]` describes, and prove what it is.
 
     arguments: checkpoint (folder), workflow (of `make_workflow`), scheme (name), group_size,
-    provider. Facts: graph_bytes (model.onnx and its data), read_back, generation_set,
-    generation_not_carried. Raises InputRefusedError for a checkpoint that the builder would get
-    wrong, StepFailedError when Olive yields no model, an option was ignored, or the model does not
-    run.
+    provider. Facts: graph_bytes (model.onnx and its data), read_back, open_peak_rss_mb (of the
+    process that opened it), generation_set, generation_not_carried. Raises InputRefusedError for a
+    checkpoint that the builder would get wrong, StepFailedError when Olive yields no model, an
+    option was ignored, or the model does not run.
     """
     checkpoint = Path(arguments["checkpoint"])
     scheme = find_scheme(arguments["scheme"])
     group_size = check_group_size(scheme, arguments["group_size"])
-    refused = decoder.export_problem(read_json(checkpoint / "config.json"))
+    config = read_json(checkpoint / "config.json")
+    refused = decoder.export_problem(config)
     if refused:
         msg = f"{checkpoint}: {refused}"
         raise InputRefusedError(msg, "choose another base; this one cannot be exported faithfully")
@@ -39,14 +42,25 @@ def optimize_step(
     run_workflow(arguments["workflow"], checkpoint, out, progress)
     facts = complete_folder(out, checkpoint)
     progress("reading the graph back")
-    found = read_back(out, decoder.make_expectations(scheme, group_size))
+    found = read_back(out, decoder.make_expectations(scheme, group_size, ties_embeddings(config)))
     progress("opening it with onnxruntime-genai")
-    try_model(out)
+    log = out.parent / "logs" / f"{out.name.removeprefix('.tmp-')}-open.log"
+    # In a process of its own: what opening takes is memory of the device, not of the export.
+    _, peak = run_child(f"{__name__}:try_model", {}, out, log=log, progress=progress)
     graph = [out / "model.onnx", out / "model.onnx.data"]
-    return {"graph_bytes": sum(p.stat().st_size for p in graph), "read_back": found, **facts}
+    return {
+        "graph_bytes": sum(p.stat().st_size for p in graph),
+        "read_back": found,
+        "open_peak_rss_mb": peak,
+        **facts,
+    }
 
 
-def try_model(folder: Path) -> None:
+def try_model(
+    arguments: Mapping[str, Any],  # noqa: ARG001
+    folder: Path,
+    progress: Callable[[str], None],  # noqa: ARG001
+) -> None:
     """Open a flat genai folder and run one token through it.
 
     Raises StepFailedError when it does not open or its logits are not finite.

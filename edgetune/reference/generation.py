@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetune.reference.scoring import switch_length
+
 _BATCH = 16
 Choose = Callable[[Tensor], Tensor]
 
@@ -79,6 +81,7 @@ def _decode_batch(
     answers: list[list[int]] = [[] for _ in range(rows.shape[0])]
     running = set(range(rows.shape[0]))
     given, cache = rows, None
+    switch = switch_length(model)
     with torch.inference_mode():
         for _ in range(most_new):
             result = model(input_ids=given, cache=cache, use_cache=True, logits_to_keep=1)
@@ -92,4 +95,8 @@ def _decode_batch(
             if not running:
                 break
             given = chosen[:, None]
+            if switch is not None:
+                rows = torch.cat([rows, given], 1)
+                if rows.shape[1] == switch + 1:
+                    given, cache = rows, None
     return answers

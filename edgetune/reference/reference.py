@@ -58,6 +58,11 @@ class _Job:
     eos: list[int]
     context: int | None
 
+    @property
+    def scratch(self) -> Path | None:
+        """Where the weights go of a model that is run layer by layer; None: into memory."""
+        return self.out if self.arguments["layered"] else None
+
     def answer(self, items: tuple[ScoredItem, ...], model: Any, label: str) -> list[str | None]:
         """Greedy answers of a model to the items that expect one."""
         return greedy_answers(
@@ -68,22 +73,24 @@ class _Job:
 def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`.
 
-    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], onto, merge_dtype,
-    checkpoint (the merged folder), task, evaluation (JSON lines or null), seed, threads. Facts:
-    parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit, kl_base,
-    positions, items.
+    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine, onto,
+    merge_dtype, checkpoint (the merged folder, whose tokenizer is what ships), task, evaluation
+    (JSON lines or null), seed, threads, layered (the model does not fit the memory; changes no
+    result). Facts: parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit,
+    kl_base, positions, items.
 
     Raises UsageError for evaluation data that does not fit, InputRefusedError for a base without
     a usable tokenizer, StepFailedError when the merged checkpoint misses parity.
     """
     base = Path(arguments["base"]["path"])
-    tokenizer = load_tokenizer(base)
-    eos = eos_token_ids(base, tokenizer)
+    shipped = Path(arguments["checkpoint"])
+    tokenizer = load_tokenizer(shipped)
+    eos = eos_token_ids(shipped, tokenizer)
     job = _Job(arguments, out, progress, tokenizer, eos, context_length(base))
     given = _items_of_data(job)
     with deterministic(threads_for(base, int(arguments["threads"]))):
         items, rows, answers = with_model(
-            lambda: _load_trained(arguments, "dequantized"),
+            lambda: _load_trained(job, "dequantized"),
             lambda model: _measure_trained(job, model, given),
         )
         with rows:
@@ -102,7 +109,7 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
                 answers=answers,
                 base=alone,
                 eos_token_ids=eos,
-                generation=generation_settings(base, tokenizer),
+                generation=generation_settings(shipped, tokenizer),
                 tokenizer_cases=make_cases(tokenizer),
             )
             write_self_test(out / "self_test", reference, rows, load_task(arguments["task"]))
@@ -143,8 +150,8 @@ def _measure_base_alone(
 
     def load() -> Any:
         if before is not None:
-            return load_base_alone(Path(before), None, [])
-        return load_base_alone(Path(base["path"]), base["trained_as"], adapters)
+            return load_base_alone(Path(before), None, [], job.scratch)
+        return load_base_alone(Path(base["path"]), base["trained_as"], adapters, job.scratch)
 
     job.progress("base alone: loading")
     return with_model(
@@ -165,7 +172,7 @@ def _measure_merged(job: _Job, items: tuple[ScoredItem, ...], rows: RowFile) -> 
     job.progress("adapters over the original base: loading")
     label = "adapters over the original base"
     original = with_model(
-        lambda: _load_trained(job.arguments, "original"),
+        lambda: _load_trained(job, "original"),
         lambda model: write_logits(model, items, path, label, job.progress),
     )
     try:
@@ -182,17 +189,22 @@ def _parity_with(job: _Job, items: tuple[ScoredItem, ...], expected: RowFile) ->
 
     job.progress("merged checkpoint: loading")
     return with_model(
-        lambda: load_plain(Path(job.arguments["checkpoint"]), torch.float32),
+        lambda: load_plain(Path(job.arguments["checkpoint"]), torch.float32, job.scratch),
         lambda model: measure_parity(model, items, expected, job.progress),
     )
 
 
-def _load_trained(arguments: Mapping[str, Any], onto: str) -> Any:
+def _load_trained(job: _Job, onto: str) -> Any:
     from edgetune.checkpoint.trained import load_trained_model
 
-    base = arguments["base"]
+    base, adapters = job.arguments["base"], job.arguments["adapters"]
     return load_trained_model(
-        Path(base["path"]), base["trained_as"], arguments["adapters"], onto=onto
+        Path(base["path"]),
+        base["trained_as"],
+        adapters,
+        onto=onto,
+        scratch=job.scratch,
+        combine=job.arguments.get("combine"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,14 +40,31 @@ def vocabulary_size(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
+def switch_length(model: Any) -> int | None:
+    """How many tokens a LongRoPE model reads before it rotates all of them with other tables;
+    null for every other model.
+
+    What its cache holds is then of no use any more; `generate` of transformers drops it, and so
+    must whoever calls the model itself.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return int(rope["original_max_position_embeddings"])
+
+
 def _logits_of(model: Any, item: ScoredItem) -> Iterator[Tensor]:
     """The item's logits in parts of at most `_MOST_LOGITS` values."""
     most = max(1, _MOST_LOGITS // vocabulary_size(model))
     given = [*item.prompt_ids, *item.target_ids[:-1]]
+    switch = switch_length(model)
     fed, cache = 0, None
-    for first in range(0, item.positions, most):
-        count = min(most, item.positions - first)
-        end = len(item.prompt_ids) + first + count - 1
+    for first, last in _parts(item, most, switch):
+        count = last - first
+        end = len(item.prompt_ids) + last - 1
+        if switch is not None and fed <= switch < end:
+            fed, cache = 0, None
         with torch.inference_mode():
             result = model(
                 input_ids=torch.tensor([given[fed:end]]),
@@ -56,3 +74,14 @@ def _logits_of(model: Any, item: ScoredItem) -> Iterator[Tensor]:
             )
         fed, cache = end, result.cache
         yield result.logits[0].float()
+
+
+def _parts(item: ScoredItem, most: int, switch: int | None) -> Iterator[tuple[int, int]]:
+    """(first, last) of parts of at most `most` positions; none holds positions on both sides of
+    the switch. Position p is predicted from the prompt and p targets."""
+    edges = [0, item.positions]
+    if switch is not None and 0 < switch + 1 - len(item.prompt_ids) < item.positions:
+        edges.insert(1, switch + 1 - len(item.prompt_ids))
+    for begin, end in pairwise(edges):
+        for first in range(begin, end, most):
+            yield first, min(first + most, end)

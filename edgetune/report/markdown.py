@@ -8,7 +8,13 @@ from typing import Any
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import judge
-from edgetune.report.words import headline, not_measured, what_is_unclear, what_was_lost
+from edgetune.report.words import (
+    headline,
+    not_measured,
+    what_is_unclear,
+    what_was_emulated,
+    what_was_lost,
+)
 
 _MARKUP = "\\`*_{}[]|~"
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;", "#": "&#35;"}
@@ -34,6 +40,8 @@ def to_markdown(value: Mapping[str, Any] | Report) -> str:
     if missing:
         lines += ["**Not measured**", "", *(f"- {_text(text)}" for text in missing), ""]
     lines += [f"Measured: {_text(where_measured(report))}. Bounds are one-sided 95 % bounds.", ""]
+    if emulated := what_was_emulated(report):
+        lines += [f"Emulated: {_text(emulated)}.", ""]
     lines += [f"Package `{report.package_digest[:16]}`, {_versions(report)}."]
     return "\n".join(lines) + "\n"
 

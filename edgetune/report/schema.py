@@ -131,6 +131,23 @@ class Tokenizer(Part):
     differences: list[dict[str, Any]] = Field(default_factory=list)
 
 
+class Emulated(Part):
+    """The package on an emulated processor: figures over some of the items, no times."""
+
+    # QEMU's name of the processor, and which way it is not the device's; null: not emulated.
+    cpu: str | None
+    emulator: str | None
+    differs: str | None = None
+    # How many items the self-test has; those that ran are counted in `fidelity`.
+    items_total: Count
+    fidelity: Fidelity | None
+    task_metrics: dict[str, TaskMetric] = Field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+    instruction_sets: list[str] | None = None
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    reason: str | None = None
+
+
 class Merge(Part):
     """What the merge step and its parity check said."""
 
@@ -174,6 +191,8 @@ class Report(Part):
     providers: Providers
     tokenizer: Tokenizer
     merge: Merge | None
+    # Null where nothing was to be emulated: the device is here.
+    emulated: Emulated | None = None
     evidence: dict[str, bool]
     environment: Environment
     steps: list[StepFigures]

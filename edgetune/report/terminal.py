@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgetune.report.schema import Interval, Latency, LatencySide, Report, parse_report
-from edgetune.report.verdict import DROP, Judgement, judge
+from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
 from edgetune.report.words import (
     bounds,
     headline,
@@ -18,6 +19,7 @@ from edgetune.report.words import (
     points,
     signed,
     what_is_unclear,
+    what_was_emulated,
     what_was_lost,
 )
 
@@ -41,6 +43,7 @@ def table_rows(value: Mapping[str, Any] | Report) -> list[Row]:
     return [
         *_metric_rows(report, judgement),
         *_fidelity_rows(report, judgement),
+        *_emulated_rows(report, judgement),
         *_latency_rows(report.latency, judgement),
         *_size_rows(report, judgement),
     ]
@@ -55,6 +58,8 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     lines += [f"note     {text}" for text in not_measured(judgement)]
     lines.append(f"measured {where_measured(report)}")
+    if text := what_was_emulated(report):
+        lines.append(f"emulated {text}")
     return lines
 
 
@@ -136,6 +141,24 @@ def _fidelity_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
         what = "differ" if name == "tokenizer_parity" else "not finite"
         differ = f"{check.figure.value:.0f} of {total} {what}"
         yield (label, "", differ, "", f"≤ {check.limit:g}", check.verdict)
+
+
+def _emulated_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
+    """The same rows over the emulated processor's figures, marked as such."""
+    view = emulated_view(report)
+    if view is None:
+        return
+    own = Judgement(
+        judgement.verdict,
+        tuple(
+            replace(check, name=check.name.removeprefix(EMULATED))
+            for check in judgement.checks
+            if check.name.startswith(EMULATED)
+        ),
+    )
+    for label, *cells in (*_metric_rows(view, own), *_fidelity_rows(view, own)):
+        reference, package, difference, limit, verdict = cells
+        yield (f"emulated: {label}", reference, package, difference, limit, verdict)
 
 
 def _latency_rows(latency: Latency, judgement: Judgement) -> Iterator[Row]:

@@ -33,6 +33,8 @@ from edgetune.report.schema import CheckVerdict, Interval, Report, Verdict
 # With five items that all lie on one side the chance of that by accident is 1/32 < 5 %.
 FEWEST_ITEMS = 5
 DROP = "_drop"
+# The same check over the figures from an emulated processor.
+EMULATED = "emulated_"
 
 Bad = Literal["above", "below"]
 
@@ -93,7 +95,9 @@ def decide(figure: Interval, limit: float, bad: Bad) -> Literal["pass", "fail", 
 
 def bad_side(name: str) -> Bad:
     """On which side of its limit a check's figure is bad."""
-    return "below" if name in ("retention", "decode_tokens_per_s") else "above"
+    return (
+        "below" if name.removeprefix(EMULATED) in ("retention", "decode_tokens_per_s") else "above"
+    )
 
 
 def _judge_check(
@@ -106,7 +110,8 @@ def _judge_check(
         verdict = "not measured"
     else:
         verdict, reason = decide(figure, limit, bad), None
-        sampled = name in ("retention", "kl_mean") or name.endswith(DROP)
+        plain = name.removeprefix(EMULATED)
+        sampled = plain in ("retention", "kl_mean") or plain.endswith(DROP)
         items = _items_of(report, name)
         if sampled and items < FEWEST_ITEMS and verdict != "fail":
             verdict = "inconclusive"
@@ -118,6 +123,9 @@ def _judge_check(
 
 def figure_of(report: Report, name: str) -> Interval | None:
     """The figure that a check is about, from the report's sections; null when not measured."""
+    if name.startswith(EMULATED):
+        emulated = emulated_view(report)
+        return None if emulated is None else figure_of(emulated, name.removeprefix(EMULATED))
     if name.endswith(DROP):
         metric = report.task_metrics.get(name.removesuffix(DROP))
         if metric is None:
@@ -130,7 +138,20 @@ def figure_of(report: Report, name: str) -> Interval | None:
     return _FIGURES[name](report)
 
 
+def emulated_view(report: Report) -> Report | None:
+    """The report as if the emulated processor had been the host; null when nothing ran there."""
+    emulated = report.emulated
+    if emulated is None or emulated.fidelity is None:
+        return None
+    tokenizer = emulated.tokenizer or report.tokenizer
+    changed = {"fidelity": emulated.fidelity, "task_metrics": emulated.task_metrics}
+    return report.model_copy(update={**changed, "tokenizer": tokenizer, "emulated": None})
+
+
 def _items_of(report: Report, name: str) -> int:
+    if name.startswith(EMULATED):
+        emulated = emulated_view(report)
+        return 0 if emulated is None else _items_of(emulated, name.removeprefix(EMULATED))
     metric = report.task_metrics.get(name.removesuffix(DROP))
     return metric.n if metric is not None and name.endswith(DROP) else report.fidelity.items
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from edgetune.report.schema import Interval, Report
-from edgetune.report.verdict import DROP, Judged, Judgement
+from edgetune.report.verdict import DROP, EMULATED, Judged, Judgement, emulated_view
 
 _LATENCY_WORDS = {
     "ttft_ms": ("the first token takes {value:.1f} ms", "{limit:.1f} ms"),
@@ -83,6 +84,21 @@ def what_is_unclear(report: Report, judgement: Judgement) -> Iterator[str]:
             yield f"{_sentence(report, check, check.figure)} ({check.reason})"
 
 
+def what_was_emulated(report: Report) -> str:
+    """What ran on which emulated processor, or why nothing did; empty where nothing was to."""
+    emulated = report.emulated
+    if emulated is None:
+        return ""
+    if emulated.fidelity is None:
+        return f"not measured: {emulated.reason or 'no reason was given'}"
+    text = (
+        f"{emulated.fidelity.items} of {emulated.items_total} items, "
+        f"{emulated.fidelity.positions} positions ({emulated.fidelity.kl_kind}), with the "
+        f"instructions of {emulated.cpu} by {emulated.emulator}: not the device, and no times"
+    )
+    return f"{text}; a stand-in: {emulated.differs}" if emulated.differs else text
+
+
 def not_measured(judgement: Judgement) -> Iterator[str]:
     """Each check without a figure, with its reason."""
     for check in judgement.checks:
@@ -91,6 +107,10 @@ def not_measured(judgement: Judgement) -> Iterator[str]:
 
 
 def _sentence(report: Report, check: Judged, figure: Interval) -> str:
+    if check.name.startswith(EMULATED) and (view := emulated_view(report)) is not None:
+        assert report.emulated is not None
+        own = replace(check, name=check.name.removeprefix(EMULATED))
+        return f"on the emulated {report.emulated.cpu} {_sentence(view, own, figure)}"
     name, value, limit = check.name, figure.value, check.limit
     if name == "retention":
         return (

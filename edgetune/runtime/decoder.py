@@ -2,6 +2,11 @@
 
 A shipped graph gives logits of the last position only (`prune_lm_head`), so scored tokens are fed
 one at a time: that checks the decode path itself, its key-value cache and window included.
+
+A LongRoPE model (Phi-3 128k, Phi-4-mini) rotates with other tables once it has read more than 4096
+tokens, so that all it has in its cache must be computed again. onnxruntime-genai does that when it
+generates (for the types and the length below, written into it), as `generate` of transformers does,
+and does not when tokens are appended: here it is done then, too.
 """
 
 from __future__ import annotations
@@ -16,6 +21,9 @@ from edgetune.errors import UsageError
 from edgetune.runtime.session import OpenPackage
 
 Floats = npt.NDArray[np.float32]
+
+_SWITCHING_TYPES = ("phi3",)
+SWITCH_LENGTH = 4096
 
 
 def generate(opened: OpenPackage, prompt_ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
@@ -46,7 +54,7 @@ def score(opened: OpenPackage, prompt_ids: Sequence[int], target_ids: Sequence[i
     NaN where the model's logits are not finite.
     """
     generator = start(opened, prompt_ids, len(prompt_ids) + len(target_ids))
-    return _score(generator, target_ids)
+    return _score(opened, generator, target_ids)
 
 
 def score_and_answer(
@@ -64,7 +72,7 @@ def score_and_answer(
     room = opened.context_length - len(prompt_ids)
     steps = min(max_new_tokens, room)
     generator = start(opened, prompt_ids, len(prompt_ids) + max(len(target_ids), steps))
-    logprobs = _score(generator, target_ids)
+    logprobs = _score(opened, generator, target_ids)
     choices = np.argmax(logprobs, axis=1)
     ends = set(opened.eos_token_ids)
     answer: list[int] = []
@@ -76,7 +84,7 @@ def score_and_answer(
             break
     generator = _branch(opened, generator, prompt_ids, answer[:-1], steps)
     while len(answer) < steps:
-        generator.append_tokens(np.array([answer[-1:]], dtype=np.int32))
+        append(opened, generator, answer[-1])
         choice = int(np.argmax(generator.get_logits()[0, -1]))
         if choice in ends:
             break
@@ -106,6 +114,16 @@ def start(opened: OpenPackage, prompt_ids: Sequence[int], length: int, min_lengt
     return generator
 
 
+def append(opened: OpenPackage, generator: Any, token: int) -> None:
+    """Let a generator of `start` read one more token; see the module's docstring."""
+    tokens = [token]
+    switches = opened.config["model"].get("type") in _SWITCHING_TYPES
+    if switches and generator.token_count() == SWITCH_LENGTH < opened.context_length:
+        tokens = [*generator.get_sequence(0).tolist(), token]
+        generator.rewind_to(0)
+    generator.append_tokens(np.array([tokens], dtype=np.int32))
+
+
 def _branch(
     opened: OpenPackage,
     generator: Any,
@@ -114,13 +132,15 @@ def _branch(
     steps: int,
 ) -> Any:
     """The generator as it was after prompt and answer, other tokens that it read forgotten."""
-    if not _window(opened):
-        generator.rewind_to(len(prompt_ids) + len(answer))
+    length = len(prompt_ids) + len(answer)
+    switched = generator.token_count() > SWITCH_LENGTH >= length
+    if not _window(opened) and not switched:
+        generator.rewind_to(length)
         return generator
-    # A cache that slid on has dropped what it would have to go back to.
+    # A cache that slid on, or was rotated anew, has dropped what it would have to go back to.
     again = start(opened, prompt_ids, len(prompt_ids) + steps)
     for token in answer:
-        again.append_tokens(np.array([[token]], dtype=np.int32))
+        append(opened, again, token)
     return again
 
 
@@ -129,11 +149,11 @@ def _window(opened: OpenPackage) -> int:
     return int(settings.get("window_size") or 0)
 
 
-def _score(generator: Any, target_ids: Sequence[int]) -> Floats:
+def _score(opened: OpenPackage, generator: Any, target_ids: Sequence[int]) -> Floats:
     rows = []
     for number in range(len(target_ids)):
         if number:
-            generator.append_tokens(np.array([[target_ids[number - 1]]], dtype=np.int32))
+            append(opened, generator, target_ids[number - 1])
         rows.append(log_softmax(np.asarray(generator.get_logits())[0, -1]))
     return np.stack(rows)
 

@@ -1,25 +1,25 @@
-"""An adapter from a folder that PEFT wrote."""
+"""An adapter from a folder that PEFT wrote, or from the hub by id and revision."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from edgetune.checkpoint.adapter import Adapter, read_adapter
 from edgetune.errors import InputRefusedError
-from edgetune.files import is_folder
+from edgetune.plan import Origin
+from edgetune.sources.huggingface import ADAPTER_FILES, ADAPTER_PICKLES, find_folder, hub_refusal
 
 
-def find_adapter(path: str, *, pickled: bool = False) -> Adapter:
-    """The adapter in a folder: its configuration and the table of its tensors.
+def find_adapter(
+    path: str, revision: str | None = None, *, pickled: bool = False
+) -> tuple[Adapter, Origin]:
+    """The adapter in a folder or of a hub id: its configuration and the table of its tensors.
 
     PEFT saves an adapter that is not called `default` into a sub-folder of that name; a single
     such sub-folder is taken. `pickled`: see `read_adapter`. Raises InputRefusedError for anything
-    else.
+    else, and as `find_folder` does.
     """
-    folder = Path(path)
-    if not is_folder(folder):
-        msg = f"{path}: no such adapter folder"
-        raise InputRefusedError(msg, "name the folder that holds adapter_config.json")
+    pickles = ADAPTER_PICKLES if pickled else ()
+    found = find_folder(path, revision, ADAPTER_FILES, "adapter", pickles)
+    folder = found.folder
     if not (folder / "adapter_config.json").is_file():
         named = sorted(p.parent for p in folder.glob("*/adapter_config.json"))
         if len(named) > 1:
@@ -28,4 +28,8 @@ def find_adapter(path: str, *, pickled: bool = False) -> Adapter:
             raise InputRefusedError(msg, "name one of them")
         if named:
             folder = named[0]
-    return read_adapter(folder.resolve(), pickled=pickled)
+    origin = found.origin if found.origin.commit else Origin(folder.name)
+    try:
+        return read_adapter(folder, pickled=pickled), origin
+    except InputRefusedError as why:
+        raise hub_refusal(why, found, pickled=pickled) from why

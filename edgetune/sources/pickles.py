@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.checkpoint.adapter import (
-    CONFIG_FILE,
     PICKLE_FILE,
     WEIGHTS_FILE,
     Adapter,
@@ -43,32 +42,39 @@ _WAIT_S = 60  # of wall time, besides
 _SAFE = "where you trust it, load it with PyTorch and save its tensors as safetensors"
 
 
-def adapter_from_pickle(folder: Path, into: Path) -> tuple[Adapter, dict[str, str]]:
+def adapter_from_pickle(folder: Path, into: Path, called: str) -> tuple[Adapter, dict[str, str]]:
     """(adapter with its weights as safetensors in a new folder below `into`, {file: digest} of the
-    original). Raises InputRefusedError, MissingError where the reader cannot be confined."""
-    read_adapter(folder, pickled=True)
-    names = (CONFIG_FILE, PICKLE_FILE)
+    original). The new folder has the last part of what the original is `called`.
+
+    Raises InputRefusedError, MissingError where the reader cannot be confined."""
+    names = read_adapter(folder, pickled=True).files
     before = _digests(folder, names)
-    target = _new_folder(into, folder.name)
+    target = _new_folder(into, called)
     _convert(folder, [PICKLE_FILE], target, WEIGHTS_FILE)
-    for name in (CONFIG_FILE, "chat_template.jinja"):
-        if (folder / name).is_file():
-            copy_file(safe_file(folder, name), target / name)
+    for name in {*names, *list_side_files(folder)} - {PICKLE_FILE}:
+        _copy(folder, name, target)
     _prove_unchanged(folder, before)
     return read_adapter(target), before
 
 
-def checkpoint_from_pickle(folder: Path, into: Path) -> tuple[CheckpointFolder, dict[str, str]]:
+def checkpoint_from_pickle(
+    folder: Path, into: Path, called: str
+) -> tuple[CheckpointFolder, dict[str, str]]:
     """As `adapter_from_pickle`, for a base whose weights are `pytorch_model*.bin`."""
     index, weights = pickle_files(folder)
     names = ["config.json", *index, *weights, *list_side_files(folder)]
     before = _digests(folder, names)
-    target = _new_folder(into, folder.name)
+    target = _new_folder(into, called)
     _convert(folder, weights, target, None)
     for name in ["config.json", *list_side_files(folder)]:
-        copy_file(safe_file(folder, name), target / name)
+        _copy(folder, name, target)
     _prove_unchanged(folder, before)
     return read_checkpoint(target), before
+
+
+def _copy(folder: Path, name: str, target: Path) -> None:
+    (target / name).parent.mkdir(exist_ok=True)  # of additional chat templates
+    copy_file(safe_file(folder, name), target / name)
 
 
 def _convert(folder: Path, names: Sequence[str], target: Path, file: str | None) -> None:
@@ -148,9 +154,9 @@ def _prove_unchanged(folder: Path, before: Mapping[str, str]) -> None:
         raise InputRefusedError(msg, "let the other program finish, and run the command again")
 
 
-def _new_folder(into: Path, name: str) -> Path:
-    """A new folder of this name; two adapters may share one."""
-    folder = Path(tempfile.mkdtemp(dir=into)) / (name or "model")
+def _new_folder(into: Path, called: str) -> Path:
+    """A new folder of this name, or a hub id's last part; two adapters may share one."""
+    folder = Path(tempfile.mkdtemp(dir=into)) / (called.rpartition("/")[2] or "model")
     folder.mkdir()
     return folder
 

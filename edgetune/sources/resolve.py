@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from os.path import normpath
 from pathlib import Path
 from typing import TypeVar
 
 from edgetune.checkpoint.adapter import PICKLE_FILE
 from edgetune.checkpoint.folder import CheckpointFolder, is_pickled, read_checkpoint
-from edgetune.errors import EdgetuneError, Problem, UsageError
-from edgetune.files import sha256_of_file
-from edgetune.plan import AdapterInput, DataInput, Inputs
-from edgetune.recipe import AdapterRef, Recipe
-from edgetune.sources.huggingface import find_checkpoint
+from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, Problem, UsageError
+from edgetune.files import is_folder, sha256_of_file
+from edgetune.plan import AdapterInput, DataInput, Inputs, Origin
+from edgetune.recipe import AdapterRef, Base, Recipe
+from edgetune.sources.huggingface import find_checkpoint, hub_refusal
 from edgetune.sources.peft_adapter import find_adapter
 from edgetune.sources.pickles import adapter_from_pickle, checkpoint_from_pickle
 from edgetune.tasks import load_task
 
 _Found = TypeVar("_Found")
+_Checkpoint = tuple[CheckpointFolder, dict[str, str], Origin]
 
 
 def resolve(recipe: Recipe, pickles: Path | None = None) -> tuple[Inputs | None, list[Problem]]:
@@ -37,10 +39,12 @@ def resolve(recipe: Recipe, pickles: Path | None = None) -> tuple[Inputs | None,
             problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
         return None
 
-    base = attempt(lambda: _read_base(recipe.base.path, recipe.base.revision, pickles))
+    base = attempt(lambda: _read_base(recipe.base, pickles))
     before_path = recipe.base_before
     before = (
-        attempt(lambda: _read_base(before_path, None, pickles)) if before_path is not None else None
+        attempt(lambda: _read_checkpoint(before_path, None, pickles))
+        if before_path is not None
+        else None
     )
     adapters = [
         adapter
@@ -54,32 +58,45 @@ def resolve(recipe: Recipe, pickles: Path | None = None) -> tuple[Inputs | None,
     inputs = Inputs(
         base=base[0],
         base_digests=base[1],
+        base_origin=base[2],
         adapters=tuple(adapters),
         before=before[0] if before else None,
         before_digests=before[1] if before else {},
+        before_origin=before[2] if before else None,
         evaluation=evaluation,
         calibration=calibration,
     )
     return inputs, problems
 
 
-def _read_base(
-    path: str, revision: str | None, pickles: Path | None
-) -> tuple[CheckpointFolder, dict[str, str]]:
-    folder = find_checkpoint(path, revision)
-    if pickles is not None and is_pickled(folder):
-        return checkpoint_from_pickle(folder, pickles)
-    checkpoint = read_checkpoint(folder)
-    return checkpoint, _digests(checkpoint.path, checkpoint.files)
+def _read_base(base: Base, pickles: Path | None) -> _Checkpoint:
+    """The base. Raises MissingError where it is one to be made first, and is not."""
+    if base.made_by is not None and not is_folder(Path(base.path)):
+        msg = f"{normpath(base.path)}: the recipe's base is not here; it is made, not shipped"
+        raise MissingError(msg, f"make it: {base.made_by}")
+    return _read_checkpoint(base.path, base.revision, pickles)
+
+
+def _read_checkpoint(path: str, revision: str | None, pickles: Path | None) -> _Checkpoint:
+    found = find_checkpoint(path, revision, pickled=pickles is not None)
+    try:
+        if pickles is not None and is_pickled(found.folder):
+            checkpoint, digests = checkpoint_from_pickle(found.folder, pickles, found.origin.name)
+        else:
+            checkpoint = read_checkpoint(found.folder)
+            digests = _digests(checkpoint.path, checkpoint.files)
+    except InputRefusedError as why:
+        raise hub_refusal(why, found, pickled=pickles is not None) from why
+    return checkpoint, digests, found.origin
 
 
 def _read_adapter(reference: AdapterRef, pickles: Path | None) -> AdapterInput:
-    adapter = find_adapter(reference.path, pickled=pickles is not None)
+    adapter, origin = find_adapter(reference.path, reference.revision, pickled=pickles is not None)
     if pickles is not None and PICKLE_FILE in adapter.files:
-        adapter, digests = adapter_from_pickle(adapter.path, pickles)
+        adapter, digests = adapter_from_pickle(adapter.path, pickles, origin.name)
     else:
         digests = _digests(adapter.path, adapter.files)
-    return AdapterInput(adapter, reference.weight, digests)
+    return AdapterInput(adapter, reference.weight, digests, origin)
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edgetune.report.verdict import DROP, EMULATED
 from edgetune.validate.metrics import EXACT_MATCH
 
 _MEASURED_ON_DEVICE = ("time_to_answer_ratio", "ttft_ms", "decode_tokens_per_s", "peak_rss_mb")
@@ -18,7 +19,11 @@ def make_checks(limits: Mapping[str, Any], report: Mapping[str, Any]) -> list[di
 
     `reason` says why a figure is missing; it means nothing where the figure is there.
     """
-    return [*_fidelity_checks(limits["tolerances"], report), *_budget_checks(limits, report)]
+    return [
+        *_fidelity_checks(limits["tolerances"], report),
+        *_emulated_checks(limits["tolerances"], report),
+        *_budget_checks(limits, report),
+    ]
 
 
 def _fidelity_checks(
@@ -32,9 +37,24 @@ def _fidelity_checks(
         reason = None
         if EXACT_MATCH not in report["task_metrics"]:
             reason = "there are no evaluation items with an expected answer"
-        yield _check(f"{EXACT_MATCH}_drop", tolerances["task_metric_drop"], reason)
+        yield _check(EXACT_MATCH + DROP, tolerances["task_metric_drop"], reason)
     yield _check("tokenizer_parity", 0)
     yield _check("finite_outputs", 0)
+
+
+def _emulated_checks(
+    tolerances: Mapping[str, Any], report: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The same questions of what an emulated processor made of the package."""
+    emulated = report.get("emulated")
+    if emulated is None or emulated["fidelity"] is None:
+        return
+    for check in _fidelity_checks(tolerances, emulated):
+        few = emulated["fidelity"]["items"] < emulated["items_total"]
+        # Some of the items say how far the output is, not whether two answers in a hundred
+        # are lost: the figure is shown, and is no question.
+        if not (few and check["name"].endswith(DROP)):
+            yield {**check, "name": EMULATED + check["name"]}
 
 
 def _budget_checks(

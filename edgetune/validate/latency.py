@@ -160,6 +160,8 @@ def _open_reference(
         return None, "the merged checkpoint is not here: `edgetune build` measures it"
     if find_spec("torch") is None:
         return None, "torch is not installed here"
+    if job.get("dtype_candidates") == []:
+        return None, "the unconverted model does not fit this machine's memory"
     progress("latency: loading the unconverted model in torch")
     try:
         return _open(stack, REFERENCE_MODULE, job), None

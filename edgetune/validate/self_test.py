@@ -92,6 +92,27 @@ def load_self_test(folder: Path) -> SelfTest:
     return loaded
 
 
+def take_items(
+    self_test: SelfTest, numbers: Sequence[int]
+) -> tuple[SelfTest, npt.NDArray[np.int64]]:
+    """The self-test of some of its items, in the order given, and the positions [P'] it keeps."""
+    wheres = [self_test.positions(number) for number in numbers]
+    kept = np.concatenate([np.arange(where.start, where.stop) for where in wheres])
+    items = tuple(self_test.items[number] for number in numbers)
+    taken = SelfTest(
+        facts=self_test.facts,
+        items=items,
+        item_of=np.repeat(np.arange(len(items)), [len(item.target_ids) for item in items]),
+        top_ids=self_test.top_ids[kept],
+        top_logprobs=self_test.top_logprobs[kept],
+        rest_logprob=self_test.rest_logprob[kept],
+        target_logprob=self_test.target_logprob[kept],
+        base_kl=None if self_test.base_kl is None else self_test.base_kl[kept],
+        tokenizer_cases=self_test.tokenizer_cases,
+    )
+    return taken, kept
+
+
 def open_logprobs(reference: Path, self_test: SelfTest) -> npt.NDArray[np.float32]:
     """The reference step's `logprobs.npy` [P, V], mapped, not read.
 

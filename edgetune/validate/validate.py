@@ -5,14 +5,17 @@ No torch here: the unconverted model's latency is measured by a child process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import InputRefusedError
+from edgetune.checkpoint.header import read_header
+from edgetune.environments.emulator import Emulation, emulation_from_json
+from edgetune.errors import InputRefusedError, MissingError, StepFailedError
 from edgetune.files import digest_of_json, digests_of_folder, dump_json, read_json, write_text
-from edgetune.host import probe_host
+from edgetune.host import available_memory_bytes, probe_host
 from edgetune.report.make import finish_report
 from edgetune.runtime.describe import graph_bytes, package_bytes
 from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_manifest
@@ -20,6 +23,7 @@ from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
 from edgetune.step import versions_of
 from edgetune.validate.checks import make_checks
+from edgetune.validate.emulated import measure_emulated, not_emulated
 from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
@@ -29,6 +33,9 @@ from edgetune.validate.tokenizer_parity import tokenizer_parity
 
 Progress = Callable[[str], None]
 
+# A weight takes its bytes in torch, and at most one in the package beside it. The rest: libraries.
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+_OTHER_BYTES = 1_000_000_000
 _TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch")
 _MERGE_KEYS = (
     "parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit",
@@ -52,18 +59,24 @@ class Job:
     merge: Mapping[str, Any] | None = None
     evidence: Mapping[str, bool] | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
+    # The processor to emulate as well, else why there is none; both null: nothing to emulate.
+    emulation: Emulation | None = None
+    not_emulated: str | None = None
+    # Whether an emulator that fails ends the validation, or is reported as "not measured".
+    must_emulate: bool = False
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
-    checkpoint (paths or null), steps, merge (facts or null), evidence. Raises InputRefusedError
+    checkpoint (paths or null), steps, merge (facts or null), evidence, emulation (or null),
+    not_emulated (why, or null). Raises InputRefusedError
     for a package that was changed or does not open, StepFailedError when it does not run.
     """
     progress("checking the package's files")
     manifest = read_manifest(Path(arguments["package"]))
-    device = arguments["device"]
+    device, emulation = arguments["device"], arguments.get("emulation")
     job = Job(
         identifier=arguments["identifier"],
         device=device["name"],
@@ -75,6 +88,8 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         merge=arguments.get("merge"),
         evidence=arguments.get("evidence"),
         steps=tuple(arguments.get("steps") or ()),
+        emulation=emulation_from_json(emulation) if emulation else None,
+        not_emulated=arguments.get("not_emulated"),
     )
     report = make_report(manifest, job, progress)
     write_text(out / "report.json", dump_json(report))
@@ -95,6 +110,7 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
     prompt, new_tokens = make_prompt([i.prompt_ids for i in self_test.items], opened.context_length)
     # Two loaded models are enough: the latency workers bring their own.
     del opened
+    sections["emulated"] = _emulated(manifest, self_test, job, progress)
     sections["latency"] = _latency(manifest, job, prompt, new_tokens, progress)
     report: dict[str, Any] = {
         "identifier": job.identifier,
@@ -143,11 +159,36 @@ def _measure(
     }
 
 
+def _emulated(
+    manifest: Manifest, self_test: SelfTest, job: Job, progress: Progress
+) -> dict[str, Any] | None:
+    if job.emulation is None:
+        reason = job.not_emulated
+        return None if reason is None else not_emulated(reason, self_test, None)
+    try:
+        return measure_emulated(
+            manifest,
+            job.variant,
+            self_test,
+            job.emulation,
+            job.device,
+            job.reference,
+            job.threads,
+            progress,
+        )
+    except (MissingError, StepFailedError) as why:
+        if job.must_emulate:
+            raise
+        reason = f"{why.message}; {why.hint}" if why.hint else why.message
+        return not_emulated(reason, self_test, job.emulation)
+
+
 def _latency(
     manifest: Manifest, job: Job, prompt: list[int], new_tokens: int, progress: Progress
 ) -> dict[str, Any]:
     if not job.here:
-        return not_measured(f"this host is not a {job.device}")
+        emulated = "; an emulator is no measure of time" if job.emulation else ""
+        return not_measured(f"this host is not a {job.device}{emulated}")
     shared = {
         "threads": job.threads,
         "prompt_ids": prompt,
@@ -157,9 +198,17 @@ def _latency(
     candidate = {"package": str(manifest.path), "variant": job.variant.name, **shared}
     reference = None
     if job.checkpoint is not None:
-        types = ["bfloat16", "float32"]
+        types = _types_that_fit(job.checkpoint, available_memory_bytes())
         reference = {"checkpoint": str(job.checkpoint), "dtype_candidates": types, **shared}
     return measure_latency(candidate, reference, progress)
+
+
+def _types_that_fit(checkpoint: Path, available_bytes: int) -> list[str]:
+    """The data types in which the unconverted model can be held in memory beside the package."""
+    files = checkpoint.glob("*.safetensors")
+    weights = sum(math.prod(e.shape) for f in files for e in read_header(f).values())
+    room = available_bytes - _OTHER_BYTES
+    return [name for name, size in _DTYPE_BYTES.items() if weights * (size + 1) <= room]
 
 
 def _evidence(job: Job, sections: Mapping[str, Any]) -> dict[str, bool]:
@@ -168,6 +217,7 @@ def _evidence(job: Job, sections: Mapping[str, Any]) -> dict[str, bool]:
         "opened": True,
         "executed": True,
         "on_device": job.here,
+        "emulated": bool(sections["emulated"] and sections["emulated"]["fidelity"]),
         "whole_vocabulary": sections["fidelity"]["kl_kind"] == WHOLE_VOCABULARY,
         "task_metric_measured": bool(sections["task_metrics"]),
         "latency_measured": sections["latency"]["candidate"] is not None,

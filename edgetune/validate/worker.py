@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from edgetune.child import python_path
@@ -19,9 +20,12 @@ from edgetune.errors import StepFailedError, error_from_code
 class Worker:
     """One side of the latency measurement. Ends with the block of `open_worker`."""
 
-    def __init__(self, module: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, module: str, process: subprocess.Popen[bytes], log: Path | None = None
+    ) -> None:
         self.module = module
         self._process = process
+        self._log = log
         self._rest = b""
 
     def tell(self, message: Mapping[str, Any]) -> None:
@@ -68,21 +72,43 @@ class Worker:
     def _ended(self) -> StepFailedError:
         code = self._process.wait()
         what = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        return StepFailedError(f"{self.module} {what}", "the step's log has its last words")
+        if self._log is None:
+            return StepFailedError(f"{self.module} {what}", "the step's log has its last words")
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        words = f"; its last words: {lines[-1][:300]}" if lines else ""
+        return StepFailedError(f"{self.module} {what}{words}")
 
 
 @contextmanager
-def open_worker(command: Sequence[str]) -> Iterator[Worker]:
-    """Start `python -m <command>`; asked to stop, then killed, when the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **python_path(), "EDGETUNE_PARENT": str(os.getpid())},
-    )
-    worker = Worker(command[0], process)
+def open_worker(
+    command: Sequence[str],
+    python: Sequence[str] = (sys.executable, "-P"),
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> Iterator[Worker]:
+    """Start `<python> -m <command>`; asked to stop, then killed, when the block ends; killed at
+    once when it ends by an error or Ctrl-C.
+
+    `environment`: all of it, with the PYTHONPATH that finds edgetune; this process's own by
+    default. `log`: where its errors go.
+    """
+    if environment is None:
+        environment = {**os.environ, **python_path()}
+    with log.open("wb") if log else nullcontext() as errors:
+        process = subprocess.Popen(
+            [*python, "-m", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**environment, "EDGETUNE_PARENT": str(os.getpid())},
+        )
+    worker = Worker(command[0], process, log)
     try:
         yield worker
+    except BaseException:
+        # It may be busy for long, an emulated one above all, and nobody waits for its answer.
+        process.kill()
+        raise
     finally:
         worker.tell({"stop": True})
         assert process.stdin is not None

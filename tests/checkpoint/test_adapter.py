@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.checkpoint.adapter import (
-    base_shape,
-    fit_problems,
-    read_adapter,
-    refusal_of,
-    split_name,
-)
+from edgetune.checkpoint.adapter import base_shape, read_adapter, split_name
 from edgetune.checkpoint.adapter_fields import HARMLESS, MODIFY_BASE, REFUSED, USED, refusal
+from edgetune.checkpoint.fit import fit_problems, refusal_of
 from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.errors import INPUT_REFUSED, InputRefusedError
 from tests.tiny import build_four_bit, edit_tensors, make_adapter
@@ -104,7 +99,9 @@ def test_other_types_can_be_inspected(tiny_llama: Path, tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
     found = read_adapter(folder)
     assert found.peft_type == "IA3"
-    assert "peft_type IA3 is not supported yet" in (refusal_of(found) or "")
+    assert refusal_of(found) is None
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "POLY"}))
+    assert "peft_type POLY (Poly): a router mixes" in (refusal_of(read_adapter(folder)) or "")
 
 
 @pytest.mark.parametrize(

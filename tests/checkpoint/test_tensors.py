@@ -18,6 +18,7 @@ from edgetune.checkpoint.tensors import (
     TORCH_DTYPES,
     Output,
     dtype_name,
+    is_finite,
     load_blocks,
     load_rows,
     load_tensor,
@@ -131,3 +132,15 @@ def test_an_output_that_breaks_its_word_is_an_error(tmp_path: Path) -> None:
     meta = Output("x", "F32", (3,), lambda: [torch.ones(3, device="meta")])
     with pytest.raises(StepFailedError, match="on meta"):
         write_safetensors(tmp_path / "x", [meta])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, bad: float) -> None:
+    largest = torch.full((3, 40_000), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(largest)
+    assert is_finite(torch.zeros(0, dtype=dtype))
+    for place in (0, 77_777, 119_999):
+        tensor = largest.clone()
+        tensor.view(-1)[place] = bad
+        assert not is_finite(tensor)

@@ -69,12 +69,29 @@ def test_the_report_tells_what_was_measured(demo: Path) -> None:
     }
 
 
+def test_the_plan_predicted_size_and_memory(demo: Path) -> None:
+    """Within a tenth of what the build then measured; the merged checkpoint's is a bound."""
+    done = edgetune("build", "demo", "-d", "generic-x86-64", "-o", demo, "--plan", "--json")
+    predicted = json.loads(done.stdout)["plans"][0]["predicted"]
+    path = demo / "demo" / "reports" / "generic-x86-64.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    graph = report["size"]["graph_bytes"]
+    assert abs(predicted["graph_bytes"] / graph - 1) < 0.1
+    memory = report["latency"]["candidate"]["peak_rss_mb"] * 1e6
+    assert abs(predicted["device_memory_bytes"] / memory - 1) < 0.1
+    merged = next(demo.glob("steps/merge-*/model.safetensors")).stat().st_size
+    assert merged <= predicted["merged_bytes"] * 1.01 <= 1.5 * merged
+
+
 def test_another_device_shares_steps_and_is_honest_about_latency(
     demo: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(demo, out)
-    done = edgetune("build", "demo", "-d", "raspberry-pi-5", "-o", out, "--json")
+    # Without an emulator, wherever this runs: `test_emulated.py` has the case with one.
+    nothing = {"EDGETUNE_ENVIRONMENTS": str(tmp_path / "none")}
+    flags = ["build", "demo", "-d", "raspberry-pi-5", "-o", out, "--json"]
+    done = edgetune(*flags, environment=nothing)
     assert done.returncode == 0, done.stderr
     cached = {s["name"]: s["cached"] for s in build_of(done)["steps"]}
     assert cached == {
@@ -85,7 +102,9 @@ def test_another_device_shares_steps_and_is_honest_about_latency(
         "validate": False,
     }
     report = report_of(done)
-    assert report["evidence"]["on_device"] is False
+    assert report["evidence"]["on_device"] is report["evidence"]["emulated"] is False
+    assert report["emulated"]["fidelity"] is None
+    assert report["emulated"]["reason"].split("; ")[1].startswith(("make it: edgetune", "install"))
     assert report["latency"]["candidate"] is None
     assert report["fidelity"]["kl_mean"]["value"] >= 0
     budget = next(c for c in report["checks"] if c["name"] == "time_to_answer_ratio")

@@ -22,13 +22,14 @@ def weighted(adapters: Sequence[Path | tuple[Path, float]]) -> list[dict[str, An
 def merge(
     out: Path, base: Path, adapters: Sequence[Path | tuple[Path, float]] = (), *,
     trained_as: dict[str, Any] | None = None, onto: str = "dequantized",
-    merge_dtype: str = "float32",
+    merge_dtype: str = "float32", combine: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Merge into `out`, which is made; the facts."""
     out.mkdir(parents=True)
     arguments = {
         "base": {"path": str(base), "trained_as": trained_as},
         "adapters": weighted(adapters),
+        "combine": combine,
         "onto": onto,
         "merge_dtype": merge_dtype,
     }
@@ -38,13 +39,14 @@ def merge(
 def parity(
     out: Path, base: Path, adapters: Sequence[Path | tuple[Path, float]], *,
     trained_as: dict[str, Any] | None = None, onto: str = "dequantized",
+    combine: dict[str, Any] | None = None,
 ) -> tuple[float, float, float]:  # fmt: skip
     """(largest difference to the unmerged model, largest |logit|, what the adapters change)."""
     from edgetune.checkpoint.trained import load_base_alone, load_plain, load_trained_model
     from tests.tiny import logits
 
     given = weighted(adapters)
-    unmerged = logits(load_trained_model(base, trained_as, given, onto))
+    unmerged = logits(load_trained_model(base, trained_as, given, onto, combine))
     merged = logits(load_plain(out))
     alone = logits(load_base_alone(base, trained_as if onto == "dequantized" else None, given))
     difference = float((merged - unmerged).abs().max())

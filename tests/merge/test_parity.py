@@ -164,6 +164,14 @@ QLORA: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "nf4": ("tiny_llama", NF4, "lora", "dequantized"),
     "nf4 double": ("tiny_llama", NF4_DOUBLE, "lora", "dequantized"),
     "fp4": ("tiny_llama", FP4, "lora", "dequantized"),
+    "fp4 double": ("tiny_llama", {**FP4, "double_quant": True}, "lora", "dequantized"),
+    "nf4 float16": ("tiny_llama", {**NF4, "compute_dtype": "float16"}, "lora", "dequantized"),
+    "nf4 double float32": (
+        "tiny_llama",
+        {**NF4_DOUBLE, "compute_dtype": "float32"},
+        "dora",
+        "dequantized",
+    ),
     "nf4 phi3 dora": ("tiny_phi3", NF4_DOUBLE, "dora", "dequantized"),
     "nf4 tied": ("tiny_llama_tied", NF4_DOUBLE, "lora", "dequantized"),
     "nf4 biased": ("tiny_llama_bias", NF4, "lora", "dequantized"),
@@ -191,7 +199,8 @@ def test_qlora_over_a_plain_base(
     assert (other <= 1e-5 * max(1.0, largest)) == (onto == "original")
 
 
-@pytest.mark.parametrize(("kind", "double"), [("nf4", True), ("nf4", False), ("fp4", False)])
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("adapter_kind", ["lora", "dora"])
 def test_qlora_over_a_stored_four_bit_base(
     kind: str, double: bool, adapter_kind: str, tiny_llama: Path, tmp_path: Path,

@@ -130,7 +130,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], Change, str]] = {
     "resized vocabulary": (
         "lora", {"modules_to_save": ["lm_head"]},
         tensors(lambda t: {n: torch.ones(300, 64) if "lm_head" in n else v for n, v in t.items()}),
-        "lm_head.weight is [300, 64], this base takes [288, 64]",
+        "stores lm_head.weight of 300 rows, and the base has 288: a resized vocabulary needs both",
     ),
     "targets gone": ("lora", {}, config(target_modules=["qkv_proj"]), "PEFT refuses it on"),
     "pickle": ("lora", {}, pickled(ADAPTER, "adapter_model.bin"), "only adapter_model.bin, a pick"),
@@ -141,16 +141,20 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], Change, str]] = {
     "config no json": (
         "lora", {}, lambda f: (f / "adapter_config.json").write_text("{"), "not valid JSON",
     ),
-    "loha": ("lora", {}, config(peft_type="LOHA"), "peft_type LOHA is not supported yet"),
-    "prompt": ("lora", {}, config(peft_type="PROMPT_TUNING"), "peft_type PROMPT_TUNING is not"),
+    "another type": ("lora", {}, config(peft_type="LOHA"), "hada_w1_a' is missing"),
+    "unknown type": ("lora", {}, config(peft_type="NEW"), "peft_type NEW is none that PEFT 0.21"),
     "no type": ("lora", {}, config(peft_type=None), "no peft_type"),
     "classifier": ("lora", {}, config(task_type="SEQ_CLS"), "task_type SEQ_CLS is no text-gen"),
     "alora": ("lora", {}, config(alora_invocation_tokens=[1]), "alora_invocation_tokens: "),
     "qalora": ("lora", {}, config(use_qalora=True), "use_qalora: "),
     "arrow": ("lora", {}, config(arrow_config={"top_k": 2}), "arrow_config: "),
-    "replication": ("lora", {}, config(layer_replication=[[0, 2]]), "layer_replication: "),
-    "parameters": ("lora", {}, config(target_parameters=["experts.w"]), "target_parameters: "),
-    "tokens": ("lora", {}, config(trainable_token_indices=[3]), "trainable_token_indices: "),
+    "replication": (
+        "lora", {}, config(layer_replication=[[0, 3]]),
+        "layer_replication repeats layers 0 to 3, and the base has 2",
+    ),
+    "tokens": (
+        "lora", {}, config(trainable_token_indices=[3]), "trainable_tokens_delta' is missing",
+    ),
     "pissa": ("lora", {}, config(init_lora_weights="pissa_niter_16"), "'pissa_niter_16' moved a p"),
     "olora": ("lora", {}, config(init_lora_weights="olora"), "init_lora_weights 'olora' moved"),
     "corda": ("lora", {}, config(init_lora_weights="corda"), "init_lora_weights 'corda' moved"),
@@ -199,7 +203,7 @@ BASES: dict[str, tuple[Change, str]] = {
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
     "no model type": (config(model_type=None), "config.json: no model_type"),
-    "family": (config(model_type="mamba"), "model type 'mamba' is not supported yet"),
+    "family": (config(model_type="mamba"), "model type 'mamba' is not supported; supported are"),
     "classifier": (
         config(architectures=["LlamaForSequenceClassification"]),
         "LlamaForSequenceClassification is not a causal language model",
@@ -247,7 +251,7 @@ def test_two_dora(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_saved_modules_in_a_sum(tiny_llama: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_llama, folder=tmp_path / "adapter", modules_to_save=["lm_head"])
-    words = "base_model.model.lm_head.weight takes the base's place whole"
+    words = "base_model.model.lm_head.weight takes the base's place (modules_to_save"
     assert_refused(words, tmp_path, tiny_llama, [(adapter, 0.5)])
 
 
@@ -275,10 +279,11 @@ def test_two_embeddings_for_a_tied_one(tiny_llama_tied: Path, tmp_path: Path) ->
     assert_refused(words, tmp_path, tiny_llama_tied, [adapter])
 
 
-def test_tied_adapters_on_tied_embeddings(tiny_llama_tied: Path, tmp_path: Path) -> None:
+def test_one_saved_embedding_where_two_are_tied(tiny_llama_tied: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_llama_tied, folder=tmp_path / "a", modules_to_save=["lm_head"])
     config(ensure_weight_tying=True)(adapter)
-    assert_refused("ensure_weight_tying: adapters tied", tmp_path, tiny_llama_tied, [adapter])
+    words = "embed_tokens.weight' is missing"
+    assert_refused(words, tmp_path, tiny_llama_tied, [adapter])
 
 
 def test_four_bit_base(tiny_llama: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def build_all(
     """Build `arguments["jobs"]`, [{checkpoint, scheme}], each into `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
-    names a function here that is called before it.
+    names a function here that is called before it, its `without` a correction that is left out.
     """
     from edgetune.errors import EdgetuneError
     from edgetune.optimize.optimize import optimize_step
@@ -35,7 +35,7 @@ def build_all(
         folder.mkdir()
         step = {"checkpoint": job["checkpoint"], "workflow": workflow, "scheme": scheme.name}
         try:
-            with _spoiled(job.get("spoil")):
+            with _spoiled(job.get("spoil")), _uncorrected(job.get("without")):
                 found[str(number)] = optimize_step(
                     {**step, "group_size": group, "provider": PROVIDER}, folder, progress
                 )
@@ -50,7 +50,7 @@ def _spoiled(name: str | None) -> Any:
     from contextlib import nullcontext
     from unittest import mock
 
-    from edgetune.optimize import olive
+    from edgetune.optimize import corrections, olive
 
     def write_nothing(checkpoint: str, folder: Path, *rest: Any) -> None:
         folder.mkdir(exist_ok=True)
@@ -73,10 +73,29 @@ def _spoiled(name: str | None) -> Any:
         build(*rest)
         (rest[1] / "model.onnx.data").unlink()
 
+    def load_whole(*rest: Any) -> None:
+        with mock.patch.object(corrections, "streaming", return_value={}):
+            build(*rest)
+
     build = olive._build
-    made = (write_nothing, fail, refuse, fill_disk, fill_memory, forget_data)
+    made = (write_nothing, fail, refuse, fill_disk, fill_memory, forget_data, load_whole)
     faults = {f.__name__: f for f in made}
     return mock.patch.object(olive, "_build", faults[name]) if name else nullcontext()
+
+
+def _uncorrected(method: str | None) -> Any:
+    """A context in which one correction of the builder is left out."""
+    from contextlib import nullcontext
+    from unittest import mock
+
+    from edgetune.optimize import corrections
+
+    make = corrections.make_corrections
+
+    def fewer(*rest: Any) -> Any:
+        return [row for row in make(*rest) if row[1] != method]
+
+    return mock.patch.object(corrections, "make_corrections", fewer) if method else nullcontext()
 
 
 def measure_parity(
@@ -106,3 +125,115 @@ def measure_parity(
         difference = float(np.abs(np.stack(rows) - wanted[7:]).max())
         found[str(number)] = [difference, float(np.abs(wanted).max())]
     return found
+
+
+def build_families(
+    arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """`build_all`, and `measure_family` of every graph: {number: facts of both}. A job's `long` is
+    `measure_family`'s."""
+    found = build_all(arguments, out, progress)
+    for number, job in enumerate(arguments["jobs"]):
+        if "error" not in found[str(number)]:
+            folder = out / str(number)
+            found[str(number)] |= measure_family(Path(job["checkpoint"]), folder, job["long"])
+    return found
+
+
+def measure_family(checkpoint: Path, folder: Path, long: int) -> dict[str, Any]:
+    """A graph against torch in float32, on random tokens: prompts, and a token at a time.
+
+    `long`: 0, or a length of text beyond which the model's positions change. Facts: `difference`
+    and `largest` logit, `kl_mean` in nats, `answer` and `expected` (greedy tokens).
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from edgetune.runtime.decoder import generate, log_softmax, score_and_answer
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    opened = _opened(folder)
+    tokens = np.random.default_rng(0).integers(0, 256, max(long, 80)).tolist()
+    spans = [(8, 80), (60, 66), (1, 4)]
+    if long:
+        spans += [(long - 6, long), (long, long)]
+    wanted, found = [], []
+    for start, end in spans:
+        wanted.append(_torch_rows(model, tokens, start, end))
+        found.append(_genai_rows(opened, tokens, start, end))
+    expected, got = np.concatenate(wanted), np.concatenate(found)
+    kl = 0.0
+    for one, other in zip(expected, got, strict=True):
+        logprobs = log_softmax(one).astype(np.float64)
+        kl += float((np.exp(logprobs) * (logprobs - log_softmax(other))).sum())
+    prompt = tokens[: long - 6 if long else 40]
+    answer = list(generate(opened, prompt, 10))
+    return {
+        "graph_bytes": sum(p.stat().st_size for p in folder.glob("model.onnx*")),
+        "difference": float(np.abs(got - expected).max()),
+        "largest": float(np.abs(expected).max()),
+        "kl_mean": kl / len(expected),
+        "answer": answer,
+        "scored_answer": score_and_answer(opened, prompt, tokens[len(prompt) :][:5], 10)[1],
+        "expected": _torch_answer(model, prompt, opened.eos_token_ids, 10),
+    }
+
+
+def _opened(folder: Path) -> Any:
+    """A flat genai folder as the runtime sees a package."""
+    from types import SimpleNamespace
+
+    import onnxruntime_genai as og
+
+    from edgetune.files import read_json
+
+    config = read_json(folder / "genai_config.json")
+    ends = config["model"]["eos_token_id"]
+    return SimpleNamespace(
+        model=og.Model(str(folder)),
+        config=config,
+        context_length=config["model"]["context_length"],
+        eos_token_ids=tuple(ends) if isinstance(ends, list) else (ends,),
+    )
+
+
+def _torch_rows(model: Any, tokens: list[int], start: int, end: int) -> Any:
+    """[end - start + 1, vocabulary] logits after start … end tokens, each text read anew: the
+    positions of a LongRoPE model depend on how long the text is."""
+    import numpy as np
+    import torch
+
+    with torch.inference_mode():
+        if end <= 4096:
+            return model(torch.tensor([tokens[:end]])).logits[0, start - 1 :].numpy()
+        texts = [torch.tensor([tokens[:length]]) for length in range(start, end + 1)]
+        return np.stack([model(t, logits_to_keep=1).logits[0, -1].numpy() for t in texts])
+
+
+def _genai_rows(opened: Any, tokens: list[int], start: int, end: int) -> Any:
+    """The same through the runtime: a prompt of `start` tokens, then one at a time."""
+    import numpy as np
+
+    from edgetune.runtime import decoder
+
+    generator = decoder.start(opened, tokens[:start], end)
+    rows = [np.asarray(generator.get_logits()).reshape(-1)]
+    for token in tokens[start:end]:
+        decoder.append(opened, generator, token)
+        rows.append(np.asarray(generator.get_logits()).reshape(-1))
+    return np.stack(rows)
+
+
+def _torch_answer(model: Any, prompt: list[int], ends: tuple[int, ...], most: int) -> list[int]:
+    import torch
+
+    answer: list[int] = []
+    with torch.inference_mode():
+        while len(answer) < most:
+            text = torch.tensor([[*prompt, *answer]])
+            token = int(model(text, logits_to_keep=1).logits[0, -1].argmax())
+            if token in ends:
+                break
+            answer.append(token)
+    return answer

@@ -16,6 +16,13 @@ LLAMA = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
+LONGROPE = {
+    "model_type": "phi3",
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "longrope"},
+}
+
 
 @pytest.mark.parametrize(
     "changes",
@@ -25,7 +32,13 @@ LLAMA = {
         {"rope_parameters": None, "rope_scaling": None},
         {"head_dim": 128},
         {"head_dim": 128, "rope_parameters": {"partial_rotary_factor": 0.75}},
-        {"model_type": "phi3", "rope_parameters": {"rope_type": "longrope"}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        LONGROPE,
+        {**LONGROPE, "sliding_window": 262144},
+        {**LONGROPE, "original_max_position_embeddings": 131072},
+        {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_theta": 10000.0}}},
+        {"model_type": "olmo", "clip_qkv": None},
     ],
 )
 def test_what_is_exported_right(changes: dict[str, Any]) -> None:
@@ -35,8 +48,30 @@ def test_what_is_exported_right(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, "kind 'linear' are lost"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "kind 'dynamic' are lost"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}},
+            "kind 'dynamic' cannot be",
+        ),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "kind 'longrope' cannot be exported"),
+        ({"rope_scaling": {"type": "su"}, "rope_parameters": None}, "now called 'longrope'"),
+        ({**LONGROPE, "original_max_position_embeddings": 2048}, "change at 2048 tokens, and onn"),
+        ({**LONGROPE, "sliding_window": 2047}, "a cache with a sliding window cannot be computed"),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "dynamic"},
+                    "sliding_attention": {},
+                }
+            },
+            "kind 'dynamic' cannot be",
+        ),
+        ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv is lost"),
+        (
+            {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+            "reads in both direct",
+        ),
+        ({"num_attention_heads": "4"}, "config.json holds a value of the wrong kind"),
+        ({"rope_parameters": [1]}, "config.json holds a value of the wrong kind"),
         ({"num_attention_heads": 8}, "heads of size 8 "),
         ({"head_dim": 40}, "heads of size 40 "),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "0.5 of it rotated"),
@@ -47,6 +82,16 @@ def test_what_would_be_wrong_is_refused(changes: dict[str, Any], words: str) -> 
 
 
 def test_a_float_graph_is_expected_without_quantization() -> None:
-    wanted = make_expectations(SCHEMES["fp32"], None)
+    wanted = make_expectations(SCHEMES["fp32"], None, tied=False)
     assert wanted.pop("last_token_head") is True
+    assert wanted.pop("embedding") == "float32"
     assert set(wanted.values()) == {None}
+
+
+def test_tied_embeddings_are_expected_in_the_heads_form() -> None:
+    shared = {
+        name: make_expectations(SCHEMES[name], 32, tied=True)["embedding"] for name in SCHEMES
+    }
+    assert shared["fp32"] == "float32, shared with the head"
+    assert shared["w8a16-rtn"] == "int8, shared with the head"
+    assert shared["w4a16-rtn"] == "int4, shared with the head"

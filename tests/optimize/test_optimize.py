@@ -82,9 +82,9 @@ def checkpoints(
         "window": build_base(folder / "window", "phi3", sliding_window=16),
         # Its fused gate and up projection is as wide as the vocabulary, 288.
         "wide": build_base(folder / "wide", "phi3", intermediate_size=144),
-        "linear": build_base(
-            folder / "linear",
-            rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        "dynamic": build_base(
+            folder / "dynamic",
+            rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
         ),
     }
 
@@ -94,7 +94,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]
     pairs = [
         ("phi3", "fp32"), ("tied", "fp32"), ("window", "fp32"), ("wide", "fp32"),
         ("phi3", "w8a16-rtn"), ("phi3", "w8a16-rtn-g256"), ("phi3", "w4a16-rtn-g16"),
-        ("tied", "w8a16-rtn"), ("tied", "w4a16-rtn-g128"), ("linear", "fp32"),
+        ("tied", "w8a16-rtn"), ("tied", "w4a16-rtn-g128"), ("dynamic", "fp32"),
     ]  # fmt: skip
     jobs = [{"checkpoint": str(checkpoints[name]), "scheme": scheme} for name, scheme in pairs]
     folder = tmp_path_factory.mktemp("built") / "out"
@@ -120,7 +120,7 @@ def test_float_graphs_equal_torch(
         ("phi3", "w8a16-rtn-g256", 8, 256, "float32"),
         ("phi3", "w4a16-rtn-g16", 4, 16, "float32"),
         ("tied", "fp32", None, None, "float32, shared with the head"),
-        ("tied", "w8a16-rtn", 8, 32, "float32"),
+        ("tied", "w8a16-rtn", 8, 32, "int8, shared with the head"),
         ("tied", "w4a16-rtn-g128", 4, 128, "int4, shared with the head"),
     ],
 )
@@ -163,10 +163,51 @@ def test_the_tokenizer_is_the_checkpoints(built: Built, checkpoints: dict[str, P
         assert list(ours.encode(text)) == ids
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "scheme"),
+    [
+        ("phi3", "fp32"),
+        ("phi3", "w8a16-rtn"),
+        ("phi3", "w8a16-rtn-g256"),  # its last group of weights is a short one
+        ("tied", "fp32"),
+        ("tied", "w4a16-rtn-g128"),
+    ],
+)
+def test_streamed_weights_have_the_builders_own_bytes(
+    built: Built, unstreamed: Built, checkpoint: str, scheme: str
+) -> None:
+    ours, theirs = built.find(checkpoint, scheme)[0], unstreamed.find(checkpoint, scheme)[0]
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unstreamed(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Built:
+    (mark,) = test_streamed_weights_have_the_builders_own_bytes.pytestmark  # type: ignore[attr-defined]
+    jobs = [
+        {"checkpoint": str(checkpoints[name]), "scheme": scheme, "spoil": "load_whole"}
+        for name, scheme in mark.args[1]
+    ]
+    folder = tmp_path_factory.mktemp("unstreamed") / "out"
+    return Built(folder, jobs, run("build_all", {"jobs": jobs}, folder))
+
+
+def test_a_shared_embedding_at_8_bits_is_the_heads(
+    built: Built, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its logits differ from torch's by rounding only, as those of a model that is not tied."""
+    pairs = [
+        [str(checkpoints[name]), str(built.find(name, "w8a16-rtn")[0])] for name in ("tied", "phi3")
+    ]
+    tied, phi3 = run("measure_parity", {"pairs": pairs}, tmp_path / "p").values()
+    assert tied[0] / tied[1] < 0.08
+    assert phi3[0] / phi3[1] < 0.08
+
+
 def test_a_model_that_would_be_wrong_is_refused(built: Built) -> None:
-    _, facts = built.find("linear", "fp32")
+    _, facts = built.find("dynamic", "fp32")
     assert facts["exit_code"] == 4
-    assert "rotary embeddings of the kind 'linear'" in facts["error"]
+    assert "rotary embeddings of the kind 'dynamic'" in facts["error"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from edgetune.optimize.forms.decoder import make_expectations
 from edgetune.optimize.read_back import read_back
 from edgetune.optimize.schemes import SCHEMES
 
-WANTED = make_expectations(SCHEMES["w8a16-rtn"], 32)
+WANTED = make_expectations(SCHEMES["w8a16-rtn"], 32, tied=False)
 
 
 def write_graph(
@@ -113,7 +113,7 @@ def test_a_graph_as_asked_for(tmp_path: Path) -> None:
 
 def test_a_float_graph_as_asked_for(tmp_path: Path) -> None:
     folder = write_graph(tmp_path, float_middle=True, quantized_head=False)
-    found = read_back(folder, make_expectations(SCHEMES["fp32"], None))
+    found = read_back(folder, make_expectations(SCHEMES["fp32"], None, tied=False))
     assert (found["quantized_matmuls"], found["float_matmuls"]) == (0, 2)
 
 
@@ -143,7 +143,7 @@ def test_an_option_without_effect_is_named(
 
 def test_a_quantized_graph_is_no_float_one(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError, match="weight_bits is 8, wanted None"):
-        read_back(write_graph(tmp_path), make_expectations(SCHEMES["fp32"], None))
+        read_back(write_graph(tmp_path), make_expectations(SCHEMES["fp32"], None, tied=False))
 
 
 def test_products_that_differ_are_listed(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def arguments(tiny_phi3: Path, lora: Path, merged: Path, chats: Path) -> Callabl
             "evaluation": str(chats),
             "seed": 0,
             "threads": 2,
+            "layered": False,
             **changes,
         }
 

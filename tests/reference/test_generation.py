@@ -10,6 +10,7 @@ import torch
 
 from edgetune.checkpoint.trained import load_plain
 from edgetune.reference.generation import greedy, sample
+from tests.tiny import build_base
 
 PROMPTS = [[5, 6, 7], [8], [7, 6, 5], [200, 100, 50, 25], [9]]
 
@@ -63,3 +64,28 @@ def test_samples_follow_the_seed_and_the_probabilities(model: Any) -> None:
 def test_a_sample_keeps_the_token_that_ended_it(model: Any) -> None:
     (answer,) = sample(model, [[8]], range(288), 10, 0, lambda _: None)
     assert len(answer) == 1
+
+
+def test_an_answer_past_the_switch_of_a_longrope_model(tmp_path: Path) -> None:
+    """The cache is computed again where all positions are rotated with other tables."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 24,
+    }
+    config = {"rope_parameters": rope, "original_max_position_embeddings": 24}
+    model = load_plain(build_base(tmp_path / "base", "phi3", **config))
+    prompts = [
+        [(5 * n + k) % 250 for n in range(length)] for k, length in enumerate((4, 23, 24, 30))
+    ]
+    found = greedy(model, prompts, [], lambda _: 30, lambda _: None)
+    for prompt, answer in zip(prompts, found, strict=True):
+        text = list(prompt)
+        with torch.no_grad():
+            for token in answer:
+                assert int(model(torch.tensor([text])).logits[0, -1].argmax()) == token
+                text.append(token)
+    unsaid = next(n for n in range(288) if not any(n in answer for answer in found))
+    assert found == [transformers_greedy(model, p, [unsaid], 30) for p in prompts]

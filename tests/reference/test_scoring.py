@@ -12,7 +12,8 @@ from edgetune.checkpoint.trained import load_plain, load_trained_model
 from edgetune.errors import StepFailedError
 from edgetune.reference import scoring
 from edgetune.reference.render import ScoredItem
-from edgetune.reference.scoring import score_items, vocabulary_size
+from edgetune.reference.scoring import score_items, switch_length, vocabulary_size
+from tests.tiny import build_base
 
 ITEMS = [
     ScoredItem("1", (5, 6, 7), (8, 9, 10, 11, 259), "", None),
@@ -63,3 +64,35 @@ def test_logits_that_are_not_finite_name_the_item(model: Any) -> None:
     finally:
         with torch.no_grad():
             weight[2] = kept
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A Phi-3 that rotates a text of more than 24 tokens with other tables."""
+    folder = tmp_path_factory.mktemp("longrope")
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 24,
+    }
+    config = {"rope_parameters": rope, "original_max_position_embeddings": 24}
+    return load_plain(build_base(folder / "base", "phi3", **config))
+
+
+@pytest.mark.parametrize("most", [1 << 25, 7 * 288])
+@pytest.mark.parametrize("prompt", [3, 23, 24, 25, 30])
+def test_a_text_that_grows_past_the_switch_is_read_anew(
+    longrope: Any, prompt: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_MOST_LOGITS", most)
+    ids = tuple((7 * n) % 251 for n in range(prompt + 40))
+    item = ScoredItem("1", ids[:prompt], ids[prompt:], "", None)
+    found = torch.cat([logits for _, logits in score_items(longrope, [item], "", lambda _: None)])
+    with torch.no_grad():
+        expected = torch.stack(
+            [longrope(torch.tensor([ids[:n]])).logits[0, -1] for n in range(prompt, len(ids))]
+        )
+    assert found == pytest.approx(expected, abs=2e-5)
+    assert switch_length(longrope) == 24

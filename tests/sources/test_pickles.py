@@ -58,12 +58,12 @@ def bytes_of(folder: Path, tensors: dict[str, Any]) -> dict[str, tuple[Any, byte
 def test_an_adapter_is_what_it_was(
     adapter: Path, pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, digests = adapter_from_pickle(pickled, tmp_path)
+    found, digests = adapter_from_pickle(pickled, tmp_path, "acme/tuned")
     original = read_adapter(adapter)
     assert bytes_of(found.path, found.tensors) == bytes_of(adapter, original.tensors)
     assert found.path.name == "tuned"
     assert digests.keys() == {"adapter_config.json", BIN}
-    again, _ = adapter_from_pickle(pickled, tmp_path)
+    again, _ = adapter_from_pickle(pickled, tmp_path, "acme/tuned")
     assert (again.path / SAFE).read_bytes() == (found.path / SAFE).read_bytes()
     told = capsys.readouterr().err
     assert "no network, limited memory" in told
@@ -85,14 +85,14 @@ def test_a_sharded_base_is_what_it_was(tiny_llama_sharded: Path, tmp_path: Path)
     with pytest.raises(InputRefusedError, match="pickle files") as caught:
         read_checkpoint(folder)
     assert "--allow-pickle" in caught.value.hint
-    found, digests = checkpoint_from_pickle(folder, tmp_path)
+    found, digests = checkpoint_from_pickle(folder, tmp_path, "acme/tuned")
     original = read_checkpoint(tiny_llama_sharded)
     assert bytes_of(found.path, found.tensors) == bytes_of(tiny_llama_sharded, original.tensors)
     assert found.side_files == original.side_files
     assert digests.keys() == {*names.values(), target.name, "config.json", *original.side_files}
     target.write_text(json.dumps({"weight_map": {**weight_map, "x": "../x.bin"}}))
     with pytest.raises(InputRefusedError, match=r"'\.\./x\.bin' leads out of the folder"):
-        checkpoint_from_pickle(folder, tmp_path)
+        checkpoint_from_pickle(folder, tmp_path, "acme/tuned")
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -105,7 +105,7 @@ def test_hostile(case: str, pickled: Path, tmp_path: Path) -> None:
     into.mkdir()
     started = time.monotonic()
     with pytest.raises(InputRefusedError) as caught:
-        adapter_from_pickle(pickled, into)
+        adapter_from_pickle(pickled, into, "acme/tuned")
     assert words in caught.value.message
     assert caught.value.message.startswith(str(pickled / BIN))
     assert "\n" not in caught.value.message
@@ -122,7 +122,7 @@ def test_a_pickle_without_end_is_ended(
     archive(pickled / BIN, laughs(60))
     started = time.monotonic()
     with pytest.raises(InputRefusedError, match="had not ended after 1 seconds of processor time"):
-        adapter_from_pickle(pickled, tmp_path)
+        adapter_from_pickle(pickled, tmp_path, "acme/tuned")
     assert time.monotonic() - started < 20
 
 
@@ -130,7 +130,7 @@ def test_a_pipe_is_not_waited_for(pickled: Path, tmp_path: Path) -> None:
     (pickled / BIN).unlink()
     os.mkfifo(pickled / BIN)
     with pytest.raises(InputRefusedError, match=r"adapter_model\.bin: no such file"):
-        adapter_from_pickle(pickled, tmp_path)
+        adapter_from_pickle(pickled, tmp_path, "acme/tuned")
 
 
 def reader(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_a_subverted_reader_is_not_believed(
 ) -> None:
     reader(script, monkeypatch)
     with pytest.raises(InputRefusedError) as caught:
-        adapter_from_pickle(pickled, tmp_path)
+        adapter_from_pickle(pickled, tmp_path, "acme/tuned")
     assert words in caught.value.message
 
 
@@ -168,7 +168,7 @@ def test_without_confinement_nothing_is_read(
     reader(script, monkeypatch)
     lacks = {"unconfined": "no network", "unlimited": "limited memory"}[script]
     with pytest.raises(MissingError, match=f"here it lacks: {lacks}"):
-        adapter_from_pickle(pickled, tmp_path)
+        adapter_from_pickle(pickled, tmp_path, "acme/tuned")
 
 
 def test_the_line_asks_for_the_flag(

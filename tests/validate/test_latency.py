@@ -108,6 +108,17 @@ def test_a_reference_that_does_not_load_leaves_nulls_with_the_reason(
     assert found["candidate"] is not None
 
 
+def test_a_reference_too_large_for_the_memory_is_not_measured(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _quick(monkeypatch)
+    job = {**_job(package), "dtype_candidates": []}
+    found = measure_latency(_job(package), job, lambda _: None)
+    assert found["reference"] is found["ratio"] is None
+    assert found["reason"] == "the unconverted model does not fit this machine's memory"
+    assert found["candidate"] is not None
+
+
 def test_without_torch_there_is_no_reference(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

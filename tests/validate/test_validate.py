@@ -79,6 +79,7 @@ def test_a_sound_package_passes(package: Path, tmp_path: Path) -> None:
         "opened": True,
         "executed": True,
         "on_device": True,
+        "emulated": False,
         "whole_vocabulary": True,
         "task_metric_measured": True,
         "latency_measured": True,

@@ -10,6 +10,11 @@ from typing import Any
 from edgetune.optimize.schemes import Scheme
 from edgetune.providers import find_provider
 
+# Kinds of rotary embeddings whose tables do not depend on the length of the text.
+_ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
+# Where onnxruntime-genai computes the cache of a Phi-3 again (written into it).
+_LONGROPE_LENGTH = 4096
+
 
 def make_passes(scheme: Scheme, group_size: int | None, provider: str) -> dict[str, Any]:
     """The Olive passes in order, {name: pass}. Options have the names that the builder reads.
@@ -34,30 +39,82 @@ def make_passes(scheme: Scheme, group_size: int | None, provider: str) -> dict[s
     return {"builder": {"type": name, "config": options}}
 
 
-def make_expectations(scheme: Scheme, group_size: int | None) -> dict[str, Any]:
-    """What the graph must show when it is read back; see `optimize.read_back`."""
+def make_expectations(scheme: Scheme, group_size: int | None, tied: bool) -> dict[str, Any]:
+    """What the graph must show when it is read back; see `optimize.read_back`.
+
+    Tied embeddings are stored once, in the head's form.
+    """
     quantized = scheme.algorithm is not None
+    head = f"int{scheme.weight_bits}" if quantized else "float32"
     return {
         "weight_bits": scheme.weight_bits if quantized else None,
         "group_size": group_size,
         "accuracy_level": scheme.accuracy_level,
         "symmetric": True if quantized else None,
         "last_token_head": True,
+        "embedding": f"{head}, shared with the head" if tied else "float32",
     }
 
 
 def export_problem(config: Mapping[str, Any]) -> str | None:
-    """Why the builder, or ONNX Runtime's attention, would get a model of this config.json wrong;
-    None when it is known to be right.
+    """Why the builder, ONNX Runtime or onnxruntime-genai would get a model of this config.json
+    wrong; None when it is known to be right.
 
-    The builder ignores every scaling of a Llama's rotary embeddings but Llama 3's own, silently
-    (linear by 4: KL 0.09 on random weights); the attention kernel rotates only heads of certain
-    sizes, and says so when it runs, not when it is opened.
+    The attention kernel rotates only heads of certain sizes, and says so when it runs, not when it
+    is opened. onnxruntime-genai computes a LongRoPE model's cache again where it changes its tables
+    at 4096 tokens, whatever the model says, and cannot where a window has dropped what it needs.
     """
+    try:
+        return _problem(config)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as why:
+        return f"config.json holds a value of the wrong kind ({why})"
+
+
+def _problem(config: Mapping[str, Any]) -> str | None:
+    for rope in _rotary_settings(config):
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "su":
+            return "rotary embeddings of the kind 'su' are now called 'longrope': rename them"
+        known = (
+            (*_ROTARY_KINDS, "longrope") if config.get("model_type") == "phi3" else _ROTARY_KINDS
+        )
+        if kind not in known:
+            return f"rotary embeddings of the kind {kind!r} cannot be exported for this family"
+        if kind == "longrope" and (reason := _longrope_problem(config, rope)):
+            return reason
+        if reason := _kernel_problem(config, rope):
+            return reason
+    if config.get("clip_qkv") is not None:
+        return "clip_qkv is lost when an OLMo is exported: its attention would be another"
+    if config.get("use_bidirectional_attention"):
+        return "use_bidirectional_attention: it reads in both directions and is no decoder"
+    return None
+
+
+def _rotary_settings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rotary parameters of config.json; one for each type of layer where they are nested."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if config.get("model_type") == "llama" and kind not in ("default", "llama3"):
-        return f"rotary embeddings of the kind {kind!r} are lost when a Llama is exported"
+    nested: list[Mapping[str, Any]] = [v for v in rope.values() if isinstance(v, dict)]
+    return nested or [rope]
+
+
+def _longrope_problem(config: Mapping[str, Any], rope: Mapping[str, Any]) -> str | None:
+    context = config.get("max_position_embeddings") or 0
+    stated = config.get("original_max_position_embeddings")
+    original = stated or rope.get("original_max_position_embeddings") or _LONGROPE_LENGTH
+    if context <= original:
+        return None
+    if original != _LONGROPE_LENGTH:
+        return (
+            f"its rotary embeddings change at {original} tokens, and onnxruntime-genai computes "
+            f"its cache again at {_LONGROPE_LENGTH}"
+        )
+    if 0 < (config.get("sliding_window") or 0) < context:
+        return "a cache with a sliding window cannot be computed again where LongRoPE changes"
+    return None
+
+
+def _kernel_problem(config: Mapping[str, Any], rope: Mapping[str, Any]) -> str | None:
     heads = config.get("num_attention_heads") or 1
     head_size = config.get("head_dim") or config.get("hidden_size", 0) // heads
     share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0

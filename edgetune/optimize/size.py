@@ -1,0 +1,77 @@
+"""How large a graph and its memory will be, from shapes alone. Predicted, not measured.
+
+Standard library only: a plan asks before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune.checkpoint.folder import EMBEDDING, HEAD
+from edgetune.optimize.schemes import Scheme
+
+_FLOAT_BYTES = 4
+# Of the graph without its weights: nodes and names of one layer (measured: 7.7 to 8.3 kB).
+_NODES_BYTES = 8_000
+# onnxruntime-genai with nothing open, and what opening adds to a weight: the file is read, and the
+# products' weights are laid out anew for the kernels (measured; see docs/performance.md).
+_RUNTIME_BYTES = 95_000_000
+_OPENING = 1.5
+
+
+def predict_graph_bytes(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    tied: bool,
+    scheme: Scheme,
+    group_size: int | None,
+) -> int:
+    """model.onnx and its data, in bytes, of a checkpoint with these config.json and tensors.
+
+    A quantized matrix [outputs, inputs] takes its bits and a float32 scale for each group of a
+    row, the last one filled up; the embedding stays in float32 unless it is tied to the head.
+    """
+    group_size = group_size or scheme.group_size
+    total = _rotary_bytes(config) + _NODES_BYTES * (int(config.get("num_hidden_layers") or 0) + 1)
+    for name, shape in shapes.items():
+        if tied and name == HEAD and EMBEDDING in shapes:
+            continue
+        kept = len(shape) != 2 or (name == EMBEDDING and not tied)
+        if kept or group_size is None:
+            total += math.prod(shape) * _FLOAT_BYTES
+        else:
+            groups = shape[0] * -(-shape[1] // group_size)
+            total += groups * (group_size * scheme.weight_bits // 8 + _FLOAT_BYTES)
+    return total
+
+
+def predict_memory_bytes(graph_bytes: int) -> int:
+    """The largest resident set of a process that opens the graph and answers shortly."""
+    return _RUNTIME_BYTES + int(_OPENING * graph_bytes)
+
+
+def cache_bytes_per_token(config: Mapping[str, Any]) -> int:
+    """What one token of context adds: keys and values of every layer, in float32."""
+    heads = int(config.get("num_attention_heads") or 1)
+    key_value_heads = int(config.get("num_key_value_heads") or heads)
+    layers = int(config.get("num_hidden_layers") or 0)
+    return 2 * layers * key_value_heads * _head_size(config) * _FLOAT_BYTES
+
+
+def _rotary_bytes(config: Mapping[str, Any]) -> int:
+    """Tables of cosines and sines, one row a position; LongRoPE has a second, shorter pair."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+    positions = int(config.get("max_position_embeddings") or 0)
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        positions += int(config.get("original_max_position_embeddings") or 0)
+    # Gemma 3 rotates its local layers by another base.
+    tables = 2 if str(config.get("model_type")).startswith("gemma3") else 1
+    return tables * positions * int(_head_size(config) * share) * _FLOAT_BYTES
+
+
+def _head_size(config: Mapping[str, Any]) -> int:
+    heads = int(config.get("num_attention_heads") or 1)
+    return int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
