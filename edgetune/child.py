@@ -11,9 +11,11 @@ import json
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,6 +34,7 @@ from edgetune.files import is_out_of_space
 from edgetune.host import own_peak_rss_mb
 
 Progress = Callable[[str], None]
+_MOST_CHARACTERS = 1 << 20  # of one event
 # Less than this is a full disk: a library that could not write may just have died of it.
 _NO_SPACE_BYTES = 1 << 20
 # What may not reach a result: locale, time zone, hash seed. Olive's telemetry is off.
@@ -48,6 +51,14 @@ _CHILD_ENVIRONMENT = {
 }
 
 
+class CrashError(StepFailedError):
+    """A child that died without a word; `status` is its exit status, −N for signal N."""
+
+    def __init__(self, message: str, hint: str, status: int) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
 def run_child(
     function: str,
     arguments: Mapping[str, Any],
@@ -56,22 +67,26 @@ def run_child(
     log: Path,
     progress: Progress,
     python: str = sys.executable,
+    inherited: Mapping[str, str] = os.environ,
+    timeout_s: float | None = None,
 ) -> tuple[dict[str, Any], float | None]:
     """Call `module:name`(arguments, out, progress) in a child process.
 
-    Returns (facts, peak resident set in MB). The child's output goes to `log`. Raises the error
-    it reports, StepFailedError for a crash. Ctrl-C kills the child with all it started.
+    Returns (facts, peak resident set in MB). The child's output goes to `log`; `inherited` is the
+    environment that it starts from. Raises the error it reports, CrashError when it died or was
+    killed after `timeout_s`. Ctrl-C kills the child with all it started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
     job = {"function": function, "arguments": dict(arguments), "out": str(out), "events": writer}
-    environment = {**os.environ, **_CHILD_ENVIRONMENT, "EDGETUNE_PARENT": str(os.getpid())}
+    environment = {**inherited, **_CHILD_ENVIRONMENT, **python_path(inherited)}
+    environment["EDGETUNE_PARENT"] = str(os.getpid())
     with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
         job_file = Path(folder) / "job.json"
         job_file.write_text(json.dumps(job), encoding="utf-8")
         with log.open("w", encoding="utf-8") as log_file:
             child = subprocess.Popen(
-                [python, "-m", "edgetune.child", str(job_file)],
+                [python, "-P", "-m", "edgetune.child", str(job_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
@@ -80,14 +95,18 @@ def run_child(
                 start_new_session=True,
             )
             os.close(writer)
+            watch = threading.Timer(timeout_s or 0, _kill, [child])
+            if timeout_s is not None:
+                watch.start()
             try:
                 last = _listen(reader, progress)
                 code = child.wait()
             except BaseException:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
+                _kill(child)
                 child.wait()
                 raise
+            finally:
+                watch.cancel()
     if "error" in last:
         code, message, hint = (last["error"][key] for key in ("exit_code", "message", "hint"))
         if code == STEP_FAILED:
@@ -98,10 +117,28 @@ def run_child(
     return last["result"], last["peak_rss_mb"]
 
 
+def python_path(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variable that lets `python -P` find edgetune where it is not installed.
+
+    Without -P a child would import from the folder that the user happens to stand in: a
+    downloaded model may bring a torch.py.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    if root in site.getsitepackages():
+        return {}
+    more = [path for path in inherited.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {"PYTHONPATH": os.pathsep.join([root, *more])}
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
 def _listen(reader: int, progress: Progress) -> dict[str, Any]:
     last: dict[str, Any] = {}
     with os.fdopen(reader, encoding="utf-8") as events:
-        for line in events:
+        while line := events.readline(_MOST_CHARACTERS):
             last = json.loads(line)
             if "progress" in last:
                 progress(last["progress"])
@@ -119,7 +156,7 @@ def _crash(function: str, code: int, log: Path) -> EdgetuneError:
         return MissingError(msg, again)
     if code == -signal.SIGKILL:
         hint = f"the system may have run out of memory; {hint}"
-    return StepFailedError(f"{function.split(':')[0]} {what}{words}", hint)
+    return CrashError(f"{function.split(':')[0]} {what}{words}", hint, code)
 
 
 def _child_main(job_file: Path) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgetune.errors import EdgetuneError
+from edgetune.errors import EdgetuneError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def print_error(error: EdgetuneError) -> None:
 
 def print_note(text: str) -> None:
     """One line for the person who waits, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_warning(text: str) -> None:

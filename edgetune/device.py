@@ -10,7 +10,7 @@ from pydantic import Field
 
 from edgetune.documents import Strict, load_document
 from edgetune.errors import UsageError
-from edgetune.files import shipped_folder
+from edgetune.files import is_file, shipped_folder
 from edgetune.host import Host, probe_host
 
 THIS_MACHINE = "this-machine"
@@ -108,11 +108,11 @@ def find_device(name_or_path: str) -> Device:
     if name_or_path == THIS_MACHINE:
         return this_machine(probe_host())
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml") and is_file(path):
         return load_device(path)
     shipped = shipped_folder("devices")
     found = shipped / f"{name_or_path}.yaml"
-    if "/" not in name_or_path and found.is_file():
+    if "/" not in name_or_path and is_file(found):
         return load_device(found)
     names = [THIS_MACHINE, *(p.stem for p in shipped.glob("*.yaml"))]
     close = difflib.get_close_matches(name_or_path, names, n=1, cutoff=0.5)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from edgetune.errors import UsageError
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 128 << 10
+_MOST_VALUES = 10_000  # aliases count each time they are named
+_MOST_DEPTH = 50
+_MOST_SHOWN = 20  # problems
 
 
 class Strict(BaseModel):
@@ -31,12 +36,16 @@ def load_document(path: Path, model: type[_Model], defaults: Mapping[str, Any]) 
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
-            msg = f"{path}: larger than 1 MiB, no recipe or device profile is"
+            msg = f"{path}: larger than 128 KiB, no recipe or device profile is"
             raise UsageError(msg, "name the YAML file itself")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as why:
         msg = f"{path}: cannot be read ({why})"
         raise UsageError(msg, "check the path and that the file is UTF-8 text") from why
+    if _flow_depth(text) > _MOST_DEPTH:
+        # the parser takes a time that grows with the square of it
+        msg = f"{path}: brackets are nested deeper than {_MOST_DEPTH}"
+        raise UsageError(msg, "no recipe or device profile needs that")
     try:
         tree = YAML(typ="rt").load(StringIO(text))
     except MarkedYAMLError as why:
@@ -44,26 +53,51 @@ def load_document(path: Path, model: type[_Model], defaults: Mapping[str, Any]) 
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         msg = f"{place}: not valid YAML: {why.problem}"
         raise UsageError(msg, "indent with spaces, quote text that holds ':' or '#'") from why
-    except (YAMLError, ValueError, RecursionError) as why:
-        msg = f"{path}: not valid YAML: {str(why).splitlines()[0]}"
+    except Exception as why:  # the parser raises all kinds for odd tags and keys
+        said = str(why).splitlines() or [type(why).__name__]
+        msg = f"{path}: not valid YAML: {said[0]}"
         raise UsageError(msg, "indent with spaces, quote text that holds ':' or '#'") from why
     if not isinstance(tree, Mapping):
         msg = f"{path}:1:1: expected keys and values, found {type(tree).__name__}"
         raise UsageError(msg, "see `edgetune recipes init` for a commented example")
     try:
-        return model.model_validate({**defaults, **_plain(tree)}, strict=True)
+        values = _plain(tree, count(), 0)
+    except _TooMuchError as why:
+        msg = f"{path}: {why}"
+        raise UsageError(msg, "no recipe or device profile has that many values") from why
+    try:
+        return model.model_validate({**defaults, **values}, strict=True)
     except ValidationError as why:
-        lines = [_say(path, tree, model, error) for error in why.errors()]
+        errors = why.errors()
+        lines = [_say(path, tree, model, error) for error in errors[:_MOST_SHOWN]]
+        if len(errors) > _MOST_SHOWN:
+            lines.append(f"… and {len(errors) - _MOST_SHOWN} more")
         hint = "see `edgetune recipes init` or the shipped files for every key"
         raise UsageError("\n".join(lines), hint) from why
 
 
-def _plain(node: Any) -> Any:
+def _flow_depth(text: str) -> int:
+    """The most brackets that are open at once; those in quoted text count, a few harm nobody."""
+    depth = most = 0
+    for match in re.finditer(r"[\[\]{}]", text):
+        depth += 1 if match[0] in "[{" else -1
+        most = max(most, depth)
+    return most
+
+
+class _TooMuchError(ValueError):
+    """A document that aliases make larger than it looks."""
+
+
+def _plain(node: Any, counter: Iterator[int], depth: int) -> Any:
     """ruamel's annotated values as plain ones, so that pydantic's strict mode takes them."""
+    if next(counter) > _MOST_VALUES or depth > _MOST_DEPTH:
+        msg = f"more than {_MOST_VALUES} values, or nested deeper than {_MOST_DEPTH}"
+        raise _TooMuchError(msg)
     if isinstance(node, Mapping):
-        return {str(k): _plain(v) for k, v in node.items()}
+        return {str(k): _plain(v, counter, depth + 1) for k, v in node.items()}
     if isinstance(node, Sequence) and not isinstance(node, str | bytes):
-        return tuple(_plain(v) for v in node)
+        return tuple(_plain(v, counter, depth + 1) for v in node)
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)

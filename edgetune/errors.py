@@ -20,15 +20,39 @@ STEP_FAILED = 6
 INTERRUPTED = 130
 
 
+_MOST_CHARACTERS = 2000  # of a line
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows as it is: messages quote names out of untrusted files.
+
+    Control characters and halves of surrogate pairs are escaped, long lines cut.
+
+    >>> printable("\x1b[2J gone")
+    '\\x1b[2J gone'
+    """
+    lines = text.split("\n")
+    if any(len(line) > _MOST_CHARACTERS for line in lines):
+        text = "\n".join(
+            line if len(line) <= _MOST_CHARACTERS else f"{line[: _MOST_CHARACTERS - 1]}…"
+            for line in lines
+        )
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 class EdgetuneError(Exception):
     """An error with a message for the user, a hint, and the exit code of its class."""
 
     exit_code = STEP_FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
 
 
 class UsageError(EdgetuneError):

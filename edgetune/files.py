@@ -21,6 +21,7 @@ from typing import Any
 from edgetune.errors import InputRefusedError, MissingError
 
 _CHUNK_BYTES = 1 << 20
+_MOST_JSON_BYTES = 256 << 20
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap two paths atomically
 _AT_FDCWD = -100
 
@@ -68,6 +69,20 @@ def digests_of_folder(folder: Path, without: Iterable[str] = ()) -> dict[str, st
     }
 
 
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`; False also for a name that no file can have (too long, a NUL byte)."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.is_file()
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """As `Path.is_dir`; False also for a name that no folder can have, or that may not be seen."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.is_dir()
+    return False
+
+
 def inside(root: Path, relative: str) -> Path:
     """`root / relative`, proved to lie inside `root` after links are resolved.
 
@@ -91,11 +106,22 @@ def dump_json(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """The JSON value in a file. Raises InputRefusedError when it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            msg = f"more than {_MOST_JSON_BYTES >> 20} MiB"
+            raise ValueError(msg)
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            # half of a surrogate pair is legal in JSON and in no other place that text goes to
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         msg = f"{path}: no such file"
-    except (ValueError, UnicodeDecodeError, RecursionError) as why:
+    except OSError as why:
+        msg = f"{path}: cannot be read ({why.strerror})"
+    except (ValueError, RecursionError) as why:
         msg = f"{path}: not valid JSON ({why})"
+    else:
+        return value
     raise InputRefusedError(msg, "copy the file again from where it came from")
 
 

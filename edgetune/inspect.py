@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgetune.checkpoint.adapter import read_adapter
+from edgetune.checkpoint.adapter import is_pickled, pickle_problem, read_adapter
 from edgetune.checkpoint.adapter_fields import VARIANTS
 from edgetune.checkpoint.families import unsupported_reason
 from edgetune.checkpoint.fit import refusal_of
@@ -48,10 +48,15 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _adapter(path: Path) -> dict[str, Any]:
-    adapter = read_adapter(path)
+    adapter = read_adapter(path, pickled=True)
     reason = refusal_of(adapter)
+    pickled = is_pickled(path)
+    problems = [reason] if reason else []
+    if pickled:
+        problems.append(f"{pickle_problem(path)}; `build --allow-pickle` reads it, confined")
     kind = "DoRA" if adapter.use_dora else label_of(adapter.peft_type)
     options = [option for option in (*VARIANTS, *_OPTIONS) if adapter.config.get(option)]
+    learned = [t.shape for n, t in adapter.tensors.items() if _is_own(n) and _is_number(t)]
     return {
         "kind": "adapter",
         "name": path.resolve().name,
@@ -66,12 +71,11 @@ def _adapter(path: Path) -> dict[str, Any]:
         "target_modules": adapter.config.get("target_modules"),
         "modules_to_save": adapter.config.get("modules_to_save"),
         "base": adapter.base_name,
-        "tensors": len(adapter.tensors),
-        "parameters": sum(
-            _count(t.shape) for n, t in adapter.tensors.items() if _is_own(n) and _is_number(t)
-        ),
+        "weights": adapter.files[1],
+        "tensors": None if pickled else len(adapter.tensors),
+        "parameters": None if pickled else sum(map(_count, learned)),
         "note": "PEFT does not store how the base was quantized in training: say --trained-as",
-        "problems": [reason] if reason else [],
+        "problems": problems,
     }
 
 

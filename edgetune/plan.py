@@ -5,33 +5,30 @@ Pure: no file is written, no model is loaded, no heavy library is imported.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgetune.checkpoint.adapter import Adapter
+from edgetune.checkpoint.adapter import PICKLE_FILE, WEIGHTS_FILE, Adapter
 from edgetune.checkpoint.combination import merge_problems, merge_warnings
 from edgetune.checkpoint.experts import experts_problems
 from edgetune.checkpoint.families import unsupported_reason
-from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
+from edgetune.checkpoint.folder import CheckpointFolder
+from edgetune.checkpoint.reshaped import vocabulary_rows
 from edgetune.device import Device, is_here
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
+from edgetune.estimates import Estimates, build_memory_bytes, estimate, room_problems
+from edgetune.files import read_json
 from edgetune.host import Host
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
-from edgetune.optimize.size import (
-    cache_bytes_per_token,
-    predict_graph_bytes,
-    predict_memory_bytes,
-)
 from edgetune.providers import check_kernels, find_provider
 from edgetune.recipe import Recipe
 
-# The reference step beside the weights: torch and transformers, and one forward pass.
-_TORCH_BYTES = 1_000_000_000
-# How much of a device's memory a package may take: the system and its user need the rest.
-_USABLE_MEMORY = 0.8
+_TOKENIZERS = {
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
+    "sentencepiece.bpe.model",
+}  # fmt: skip
 BUILD_LIBRARIES = (
     "torch",
     "transformers",
@@ -76,6 +73,8 @@ class DataInput:
     path: Path
     items: int
     digest: str
+    # Whether an item is a chat, which takes a chat template.
+    chats: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,22 +90,6 @@ class Inputs:
     before_origin: Origin | None = None
     evaluation: DataInput | None = None
     calibration: DataInput | None = None
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Predicted, not measured: bytes of the merged checkpoint, the graph, memory and disk.
-
-    `device_memory_bytes` is a short answer's; each token of context adds `cache_token_bytes`.
-    `build_memory_bytes` is the largest step's, the reference with its weights in memory.
-    """
-
-    merged_bytes: int
-    graph_bytes: int
-    device_memory_bytes: int
-    cache_token_bytes: int
-    build_memory_bytes: int
-    disk_bytes: int
 
 
 @dataclass(frozen=True)
@@ -154,8 +137,9 @@ def make_plan(
         found.append(Problem(why.message, why.hint, why.exit_code))
         raise PlanError(found) from why
     layered = build_memory_bytes(inputs.base) > free_memory_bytes
-    estimates = estimate(inputs, scheme, group_size, layered)
-    found.extend(_room_problems(device, estimates, free_disk_bytes))
+    adapted = bool(inputs.adapters)
+    estimates = estimate(inputs.base, scheme, group_size, adapted=adapted, layered=layered)
+    found.extend(room_problems(device, estimates, free_disk_bytes))
     try:
         check_kernels(provider, scheme.name, scheme.precision)
     except EdgetuneError as why:
@@ -200,77 +184,65 @@ def problems(
             "python -m pip install bitsandbytes",
             ENVIRONMENT,
         )
+    yield from _input_problems(inputs)
     yield from experts_problems(base.config, str(base.path))
     # An unsupported base is told below, with every other reason why it cannot be merged onto.
     if not unsupported_reason(base.config) and (reason := export_problem(base.config)):
-        yield Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)
+        hint = "this base cannot be exported rightly yet: choose another one"
+        yield Problem(f"{base.path}: {reason}", hint, INPUT_REFUSED)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     weighted = [(entry.adapter, entry.weight) for entry in inputs.adapters]
     combine = recipe.combine.model_dump() if recipe.combine else None
     yield from merge_problems(base, weighted, trained_as, recipe.onto, combine)
 
 
+def _input_problems(inputs: Inputs) -> Iterator[Problem]:
+    """What the line would stumble over after the merge, or do without being meant to."""
+    place, files = _tokenizer_of(inputs)
+    if not {Path(name).name for name in files} & _TOKENIZERS:
+        yield Problem(
+            f"{place}: no tokenizer (tokenizer.json)",
+            "copy the tokenizer's files of the model into the folder",
+            INPUT_REFUSED,
+        )
+    elif inputs.evaluation and inputs.evaluation.chats and not _has_template(place, files):
+        yield Problem(
+            f"{inputs.evaluation.path}: holds chats, and {place} has no chat template",
+            "give `prompt` and `completion` as text, or put chat_template.jinja beside the weights",
+        )
+    seen: dict[str, AdapterInput] = {}
+    for entry in inputs.adapters:
+        if entry.weight == 0:
+            yield Problem(
+                f"{entry.adapter.path}: its weight is 0, so it would change nothing",
+                "leave the adapter out, or give it a weight",
+            )
+        weights = (WEIGHTS_FILE, PICKLE_FILE)
+        digest = next(entry.digests[name] for name in weights if name in entry.digests)
+        if digest in seen:
+            yield Problem(
+                f"{entry.adapter.path}: the same weights as {seen[digest].adapter.path}",
+                "name it once, with a weight in a recipe",
+            )
+        seen[digest] = entry
+
+
+def _tokenizer_of(inputs: Inputs) -> tuple[Path, tuple[str, ...]]:
+    """(folder, files) of the tokenizer that will ship: an adapter's that changed the vocabulary."""
+    for adapter in (entry.adapter for entry in inputs.adapters):
+        if adapter.tokenizer_files and vocabulary_rows(adapter, inputs.base) is not None:
+            return adapter.path, adapter.tokenizer_files
+    return inputs.base.path, inputs.base.side_files
+
+
+def _has_template(folder: Path, files: Sequence[str]) -> bool:
+    if any("chat_template" in name for name in files):
+        return True
+    settings = folder / "tokenizer_config.json"
+    config = read_json(settings) if settings.is_file() else None
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
 def warnings_of(inputs: Inputs) -> list[str]:
     """What is odd about the inputs but does not stop a build."""
     return merge_warnings(inputs.base, [entry.adapter for entry in inputs.adapters])
-
-
-def estimate(inputs: Inputs, scheme: Scheme, group_size: int | None, layered: bool) -> Estimates:
-    """Predict sizes from the tensors' shapes; see `Estimates`."""
-    base = inputs.base
-    shapes = _shapes(base)
-    weights = sum(math.prod(shape) for shape in shapes.values())
-    graph_bytes = predict_graph_bytes(base.config, shapes, base.tied, scheme, group_size)
-    # Linears are stored in float32 where an adapter may touch them; the rest as it was.
-    merged = sum(
-        math.prod(shape) * (4 if inputs.adapters and _is_linear(name, shape) else 2)
-        for name, shape in shapes.items()
-    )
-    scratch = 4 * weights if layered else 0
-    return Estimates(
-        merged_bytes=merged,
-        graph_bytes=graph_bytes,
-        device_memory_bytes=predict_memory_bytes(graph_bytes),
-        cache_token_bytes=cache_bytes_per_token(base.config),
-        build_memory_bytes=build_memory_bytes(base),
-        # The graph lies in the store, in the package, and twice more while it is exported.
-        disk_bytes=merged + 4 * graph_bytes + scratch + 50_000_000,
-    )
-
-
-def build_memory_bytes(base: CheckpointFolder) -> int:
-    """Predicted memory of the largest step: the trained model in float32, and the libraries."""
-    return 4 * sum(math.prod(shape) for shape in _shapes(base).values()) + _TORCH_BYTES
-
-
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and name not in (EMBEDDING, HEAD)
-
-
-def _shapes(base: CheckpointFolder) -> dict[str, tuple[int, ...]]:
-    """{tensor: shape}; a packed 4-bit weight counts two a byte, in one row."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, entry in base.tensors.items():
-        if entry.dtype == "U8" and f"{name}.absmax" in base.tensors:
-            shapes[name] = (1, 2 * math.prod(entry.shape))
-        elif not is_statistic(name):
-            shapes[name] = entry.shape
-    return shapes
-
-
-def _room_problems(device: Device, estimates: Estimates, free_disk: int) -> Iterator[Problem]:
-    memory = device.memory_gb.value * 1e9
-    if estimates.device_memory_bytes > memory * _USABLE_MEMORY:
-        yield Problem(
-            f"the model needs about {estimates.device_memory_bytes / 1e9:.1f} GB of memory "
-            f"(predicted), {device.name} has {memory / 1e9:.1f} GB, of which it may take "
-            f"{100 * _USABLE_MEMORY:.0f} %",
-            "choose a smaller scheme, a smaller base or a larger device",
-        )
-    if estimates.disk_bytes > free_disk:
-        yield Problem(
-            f"the build needs about {estimates.disk_bytes / 1e9:.2f} GB of disk (predicted), "
-            f"{free_disk / 1e9:.2f} GB are free",
-            "free some space, or name another output folder with -o",
-            ENVIRONMENT,
-        )

@@ -23,9 +23,15 @@ from edgetune.step import find_done, is_ours, passed, versions_of, why_not_done
 
 
 def plan_builds(
-    recipe: Recipe, device_names: Sequence[str], out: Path, only: str = "*"
+    recipe: Recipe,
+    device_names: Sequence[str],
+    out: Path,
+    only: str = "*",
+    pickles: Path | None = None,
 ) -> list[Plan]:
     """The plans of a recipe for its devices (`-d`, else the recipe's, else this machine).
+
+    `pickles`: a folder for what pickled weights are converted into; without one they are refused.
 
     Raises PlanError listing every problem of every device, UsageError for a foreign output
     folder or a pattern that no build matches.
@@ -33,6 +39,10 @@ def plan_builds(
     if not is_ours(out):
         msg = f"{out}: this folder holds something else; edgetune writes into its own only"
         raise UsageError(msg, "name a new or empty folder with -o")
+    existing = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        msg = f"{out}: {existing} is a file, so nothing can be written below it"
+        raise UsageError(msg, "name another output folder with -o")
     package = out / recipe.name
     if package.exists() and not (package / "edgetune.lock").is_file():
         msg = f"{package}: in the way, and not a package"
@@ -49,12 +59,11 @@ def plan_builds(
     if not devices and not problems:
         msg = f"--only {only}: no build matches; there are {', '.join(identifiers)}"
         raise UsageError(msg, "for example --only '*@generic-x86-64'")
-    inputs, found = resolve(recipe)
+    inputs, found = resolve(recipe, pickles)
     problems += found
     plans: list[Plan] = []
     if inputs is not None:
         host, installed = probe_host(), versions_of(*BUILD_LIBRARIES, "bitsandbytes")
-        existing = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
         free = (shutil.disk_usage(existing).free, available_memory_bytes())
         for device in devices:
             try:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgetune.documents import Strict, load_document
 from edgetune.errors import UsageError
-from edgetune.files import shipped_folder
+from edgetune.files import is_file, is_folder, shipped_folder
 
 DEFAULT_SCHEME = "w8a16-rtn"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -165,12 +165,12 @@ def load_recipe(path: Path) -> Recipe:
 def find_recipe(name_or_path: str) -> Path:
     """The file that a RECIPE argument means: an existing file, else a shipped recipe's name."""
     path = Path(name_or_path)
-    if path.is_file():
+    if is_file(path):
         return path
     shipped = shipped_folder("recipes")
     if path.suffix not in (".yaml", ".yml") and "/" not in name_or_path:
         found = shipped / f"{name_or_path}.yaml"
-        if found.is_file():
+        if is_file(found):
             return found
     names = [p.stem for p in shipped.glob("*.yaml")]
     close = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
@@ -182,7 +182,7 @@ def find_recipe(name_or_path: str) -> Path:
 def _from(folder: Path, path: str) -> str:
     """A path as written in a recipe, from the recipe's folder; hub ids stay as they are."""
     here = folder / path
-    if Path(path).is_absolute() or here.exists() or path.startswith("."):
+    if Path(path).is_absolute() or is_file(here) or is_folder(here) or path.startswith("."):
         return str(here)
     # `owner/name` may be a hub id (`@revision` may hold more); anything deeper can only be a path.
     return path if path.partition("@")[0].count("/") == 1 else str(here)

@@ -126,7 +126,6 @@ CASES = [
     (["build", "demo", "--until", "mergee"], 2, "'mergee' is not one of"),
     (["build", "-m", "nowhere"], 4, "nowhere: no such model folder"),
     (["build", "demo", "-a", "nowhere"], 4, "nowhere: no such adapter folder"),
-    (["build", "demo", "--allow-pickle"], 4, "confined child is not built yet"),
     (["validate", "nowhere"], 4, "nowhere: no such folder"),
     (["validate", "x", "-o", "x/report.json"], 2, "inside the package"),
     (["run", "nowhere", "hello"], 4, "nowhere: no such folder"),

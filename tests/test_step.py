@@ -214,3 +214,14 @@ def wait_for(condition: Any, seconds: float = 20) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError("waited in vain")
+
+
+def test_nothing_is_imported_from_where_the_user_stands(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "mark"
+    for name in ("json.py", "torch.py", "edgetune.py"):
+        (tmp_path / name).write_text(f"open({str(mark)!r}, 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    assert run_step(step_of("write_words", words="a b"), store).facts == {"count": 2}
+    assert not mark.exists()

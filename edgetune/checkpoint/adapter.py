@@ -21,15 +21,17 @@ from edgetune.checkpoint.folder import (
     EMBEDDING,
     HEAD,
     CheckpointFolder,
-    find_side_files,
+    list_side_files,
     safe_file,
 )
+from edgetune.checkpoint.foreign import is_renamed_safetensors
 from edgetune.checkpoint.header import TensorEntry, read_header
 from edgetune.errors import InputRefusedError
 from edgetune.files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 TRAINED_TOKENS = "token_adapter.trainable_tokens_delta"
 _PART = re.compile(
@@ -37,7 +39,12 @@ _PART = re.compile(
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector"
     r"|token_adapter\.trainable_tokens_delta|(modules_to_save|original_module)\.\w+)"
 )
+_MOST_STATE_BYTES = 1 << 16
 _QUANT_STATE = ".quant_state.bitsandbytes__"
+PICKLE_HINT = (
+    "--allow-pickle reads it in a confined process; or, where you trust it, load it with PEFT and "
+    "write safetensors with save_pretrained"
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,9 @@ class Adapter:
     tokenizer_files: tuple[str, ...] = ()
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Read an adapter folder: config and header, not the weights.
+def read_adapter(path: Path, *, pickled: bool = False) -> Adapter:
+    """Read an adapter folder: config and header, not the weights. With `pickled` an adapter that
+    has only a pickle is read too, without its tensors.
 
     Raises InputRefusedError: no adapter folder, a config that is no PEFT config, pickle weights
     only, a damaged file, a path that leads out of the folder. What the adapter asks for is judged
@@ -69,18 +77,16 @@ def read_adapter(path: Path) -> Adapter:
     if not isinstance(peft_type, str):
         msg = f"{path / CONFIG_FILE}: no peft_type"
         raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
-    wrong = adapter_fields.type_problem(config) if peft_type == "LORA" else None
-    if wrong:
+    if wrong := adapter_fields.type_problem(config):
         msg = f"{path / CONFIG_FILE}: {wrong}"
         raise InputRefusedError(msg, "save the adapter again with PEFT's save_pretrained")
-    if not (path / WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
-        msg = f"{path}: only adapter_model.bin, a pickle file, which can run code when read"
-        hint = (
-            "where you trust it, load it with PEFT and convert it to safetensors: "
-            "PeftModel.save_pretrained writes adapter_model.safetensors"
-        )
-        raise InputRefusedError(msg, hint)
-    side_files = [name for name in find_side_files(path) if name != "generation_config.json"]
+    weights = PICKLE_FILE if is_pickled(path) else WEIGHTS_FILE
+    if weights == PICKLE_FILE and is_renamed_safetensors(path / PICKLE_FILE):
+        msg = f"{path / PICKLE_FILE}: a safetensors file under another name"
+        raise InputRefusedError(msg, f"call it {WEIGHTS_FILE}")
+    if weights == PICKLE_FILE and not pickled:
+        raise InputRefusedError(pickle_problem(path), PICKLE_HINT)
+    side_files = [name for name in list_side_files(path) if name != "generation_config.json"]
     tokenizer = tuple(side_files) if "tokenizer_config.json" in side_files else ()
     return Adapter(
         path=path,
@@ -90,10 +96,20 @@ def read_adapter(path: Path) -> Adapter:
         rank=_number(config, "r"),
         alpha=_number(config, "lora_alpha", "alpha"),
         base_name=config.get("base_model_name_or_path") or None,
-        tensors=read_header(safe_file(path, WEIGHTS_FILE)),
-        files=(CONFIG_FILE, WEIGHTS_FILE, *tokenizer),
+        tensors={} if weights == PICKLE_FILE else read_header(safe_file(path, weights)),
+        files=(CONFIG_FILE, weights, *tokenizer),
         tokenizer_files=tokenizer,
     )
+
+
+def is_pickled(path: Path) -> bool:
+    """True for an adapter folder whose weights are a pickle and nothing else."""
+    return not (path / WEIGHTS_FILE).exists() and (path / PICKLE_FILE).exists()
+
+
+def pickle_problem(path: Path) -> str:
+    """What is wrong with such a folder, as a sentence."""
+    return f"{path}: only {PICKLE_FILE}, a pickle file, which can run code when read"
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -166,6 +182,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _packed_shape(base: CheckpointFolder, state: TensorEntry) -> tuple[int, ...] | None:
     """The shape that bitsandbytes keeps as JSON bytes beside each packed 4-bit weight."""
+    if state.nbytes > _MOST_STATE_BYTES:
+        raise _no_state(base, state)
     descriptor = os.open(base.path / state.file, os.O_RDONLY)
     try:
         text = os.pread(descriptor, state.nbytes, state.begin)
@@ -173,6 +191,10 @@ def _packed_shape(base: CheckpointFolder, state: TensorEntry) -> tuple[int, ...]
         os.close(descriptor)
     try:
         return tuple(int(size) for size in json.loads(text)["shape"])
-    except (ValueError, KeyError, TypeError):
-        msg = f"{base.path / state.file}: tensor {state.name!r} is no quantization state"
-        raise InputRefusedError(msg, "copy the file again from where it came from") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise _no_state(base, state) from None
+
+
+def _no_state(base: CheckpointFolder, state: TensorEntry) -> InputRefusedError:
+    msg = f"{base.path / state.file}: tensor {state.name!r} is no quantization state"
+    return InputRefusedError(msg, "copy the file again from where it came from")

@@ -7,9 +7,10 @@ PEFT as they are; those few that forbid a merge are refused here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from edgetune.checkpoint.config_fields import short
 from edgetune.checkpoint.peft_types import COMMON_FIELDS, TYPES
 
 # Change the merged weights, and are honoured.
@@ -38,7 +39,8 @@ VARIANTS = ("kasa_config", "monteclora_config", "target_parameters", "use_bdlora
 # Initializations that move a part of the base's weight into the adapter: merged onto the plain
 # base, that part would count twice. EVA, MiCA, orthogonal and gaussian leave the base as it is.
 MODIFY_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
+# More than any model has: each one repeated takes time and memory before the merge begins.
+_MOST_LAYERS = 4096
 _RESIDUAL_HINT = (
     "convert it in training code with PEFT's save_pretrained(path_initial_model_for_weight_"
     "conversion=…), which writes a plain LoRA adapter; or name the residual base that was saved "
@@ -57,7 +59,8 @@ def refusal(config: Mapping[str, Any]) -> tuple[str, str] | None:
         return f"peft_type {peft_type} ({kind.label}): {kind.refusal}", kind.hint
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
-        return f"task_type {task} is no text-generation adapter (CAUSAL_LM)", ""
+        hint = "name an adapter that was trained to generate text"
+        return f"task_type {task} is no text-generation adapter (CAUSAL_LM)", hint
     if config.get("sample_at_inference"):
         why = "sample_at_inference: its weights are drawn anew for each input; no merged weight can"
         return why, "train with sample_at_inference false"
@@ -89,28 +92,13 @@ def known_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def type_problem(config: Mapping[str, Any]) -> str | None:
-    """The first field of a LoRA adapter_config.json whose type is wrong, as a sentence."""
-    rules: dict[str, tuple[Any, str]] = {
-        "r": (_is_rank, "a whole number from 1"),
-        "lora_alpha": (_is_number, "a number"),
-        "rank_pattern": (lambda v: _is_mapping(v, _is_rank), "a mapping of whole numbers from 1"),
-        "alpha_pattern": (lambda v: _is_mapping(v, _is_number), "a mapping of numbers"),
-        "target_modules": (_are_names, "a name, a pattern or a list of names"),
-        "modules_to_save": (_are_names, "a list of names"),
-        "target_parameters": (_are_names, "a list of names"),
-        "layer_replication": (_are_ranges, "a list of pairs of layers"),
-        "trainable_token_indices": (_are_tokens, "a list of numbers, or one for each module"),
-        "bias": (lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
-        "base_model_name_or_path": (lambda v: isinstance(v, str), "text"),
-        **{
-            flag: (lambda v: isinstance(v, bool), "true or false")
-            for flag in ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out")
-        },
-    }
+    """The first field of an adapter_config.json whose type is wrong, as a sentence. Of types other
+    than LoRA only what this package reads itself is looked at; PEFT judges the rest."""
+    rules = {**_RULES, **(_LORA_RULES if config.get("peft_type") == "LORA" else {})}
     for field, (fits, meant) in rules.items():
         value = config.get(field)
         if value is not None and not fits(value):
-            return f"{field} is {value!r}, not {meant}"
+            return f"{field} is {short(value)}, not {meant}"
     return None
 
 
@@ -121,16 +109,25 @@ def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     return sorted(config.keys() - known - COMMON_FIELDS)
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
 def _is_rank(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < 1 << 31
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
+    return type(value) in (int, float) and abs(value) < 1e30  # float32 holds its products
 
 
 def _is_mapping(value: Any, fits: Any) -> bool:
     return isinstance(value, dict) and all(fits(v) for v in value.values())
+
+
+def _are_layers(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else [value]
+    return all(type(v) is int and 0 <= v < 1 << 16 for v in numbers)
 
 
 def _are_numbers(value: Any) -> bool:
@@ -138,7 +135,10 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _are_ranges(value: Any) -> bool:
-    return isinstance(value, list) and all(_are_numbers(v) and len(v) == 2 for v in value)
+    if not isinstance(value, list) or not all(_are_numbers(v) and len(v) == 2 for v in value):
+        return False
+    count: int = sum(max(0, stop - start) for start, stop in value)
+    return count <= _MOST_LAYERS
 
 
 def _are_tokens(value: Any) -> bool:
@@ -149,3 +149,36 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list) and all(isinstance(v, str) for v in value)
     )
+
+
+_Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+_NUMBERS = (lambda v: _is_mapping(v, _is_number), "a mapping of numbers")
+_RULES: _Rules = {
+    "r": (_is_size, "a whole number"),
+    "target_modules": (_are_names, "a name, a pattern or a list of names"),
+    "exclude_modules": (_are_names, "a name, a pattern or a list of names"),
+    "feedforward_modules": (_are_names, "a name, a pattern or a list of names"),
+    "modules_to_save": (_are_names, "a list of names"),
+    "layers_pattern": (_are_names, "a name or a list of names"),
+    "layers_to_transform": (_are_layers, "a number or a list of numbers"),
+    "layer_replication": (_are_ranges, f"a list of pairs of layers, {_MOST_LAYERS} in all at most"),
+    # AdaLoRA keeps for each matrix which of its ranks are left
+    "rank_pattern": (lambda v: isinstance(v, dict), "a mapping"),
+    "alpha_pattern": _NUMBERS,
+    "block_size_pattern": _NUMBERS,
+    "lambda_pattern": _NUMBERS,
+    "n_frequency_pattern": _NUMBERS,
+    "base_model_name_or_path": (lambda v: isinstance(v, str), "text"),
+}
+_LORA_RULES: _Rules = {
+    "r": (_is_rank, "a whole number from 1"),
+    "lora_alpha": (_is_number, "a number"),
+    "rank_pattern": (lambda v: _is_mapping(v, _is_rank), "a mapping of whole numbers from 1"),
+    "target_parameters": (_are_names, "a list of names"),
+    "trainable_token_indices": (_are_tokens, "a list of numbers, or one for each module"),
+    "bias": (lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
+    **{
+        flag: (lambda v: isinstance(v, bool), "true or false")
+        for flag in ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out")
+    },
+}

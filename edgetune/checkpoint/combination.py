@@ -22,10 +22,12 @@ from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.checkpoint.peft_types import label_of
 from edgetune.checkpoint.reshaped import vocabulary_rows
 from edgetune.errors import INPUT_REFUSED, InputRefusedError, Problem, UsageError
+from edgetune.files import is_folder
 
 Weighted = Sequence[tuple[Adapter, float]]
 # What a quantized copy of a base is called after it: QLoRA adapters are trained over such copies.
 _QUANTIZED = re.compile(r"[-_.](bnb[-_])?(nf4|fp4|4bit)$", re.IGNORECASE)
+_OTHER_BASE = "name the original model, of a supported family, plain or in bitsandbytes 4-bit"
 _ONE_BY_ONE = "build each of them on its own, or merge the LoRA adapters only"
 
 
@@ -38,13 +40,13 @@ def merge_problems(
 ) -> list[Problem]:
     """Every reason why these adapters cannot be merged onto this base."""
     if reason := merge_reason(base.config):
-        return [Problem(f"{base.path}: {reason}", "", INPUT_REFUSED)]
+        return [Problem(f"{base.path}: {reason}", _OTHER_BASE, INPUT_REFUSED)]
     found = list(_quantization_problems(base, adapters, trained_as, onto))
     for adapter, _ in adapters:
         found.extend(fit_problems(adapter, base))
     if combine:
         found.extend(combine_problems([adapter for adapter, _ in adapters], combine))
-    found.extend(_weight_problems(adapters))
+    found.extend(_weight_problems(adapters, combined=combine is not None))
     found.extend(_base_problems([adapter for adapter, _ in adapters]))
     return found
 
@@ -117,23 +119,23 @@ def _quantization_problems(
             yield Problem(message, "leave trained_as out: the base carries it", INPUT_REFUSED)
 
 
-def _weight_problems(adapters: Weighted) -> Iterator[Problem]:
+def _weight_problems(adapters: Weighted, *, combined: bool) -> Iterator[Problem]:
+    """`combined`: the types of the adapters are judged by `combine_problems`."""
     for adapter, weight in adapters:
         if not math.isfinite(weight):
             yield Problem(f"{adapter.path}: its weight is {weight}", "give a finite number")
     if len(adapters) == 1 and adapters[0][1] == 1:
         return
     for adapter, _ in adapters:
-        if not adapter_fields.is_plain_lora(adapter.config) or adapter.config.get(
-            "layer_replication"
-        ):
+        plain = adapter_fields.is_plain_lora(adapter.config)
+        if not combined and (not plain or adapter.config.get("layer_replication")):
             message = (
                 f"{adapter.path}: only plain LoRA adapters add up; {label_of(adapter.peft_type)} "
                 "with these options is merged alone, with weight 1"
             )
             yield Problem(message, _ONE_BY_ONE, INPUT_REFUSED)
             continue
-        if adapter.use_dora:
+        if adapter.use_dora and not combined:
             message = (
                 f"{adapter.path}: the magnitude of DoRA makes a weighted sum undefined: it is "
                 "merged alone, with weight 1"
@@ -161,7 +163,7 @@ def _base_problems(adapters: Sequence[Adapter]) -> Iterator[Problem]:
 def _resolved(name: str, adapter: Path) -> str:
     """One spelling for one base: an existing folder resolved, a hub id as it is."""
     for folder in (Path(name), adapter / name):
-        if folder.is_dir():
+        if is_folder(folder):
             return str(folder.resolve())
     return name.rstrip("/")
 

@@ -56,7 +56,7 @@ _STORED = re.compile(
 def merge_reason(config: Mapping[str, Any]) -> str | None:
     """Why adapters cannot be merged onto a base of this config, by name; None when they can."""
     if config.get("model_type") in EXPERTS:
-        return quantization_reason(config.get("quantization_config"))
+        return quantization_reason(config.get("quantization_config") or config.get("quantization"))
     return unsupported_reason(config)
 
 

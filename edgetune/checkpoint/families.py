@@ -72,7 +72,8 @@ def unsupported_reason(config: Mapping[str, Any]) -> str | None:
         return f"{architectures[0]} is not a causal language model"
     if parts := [name for name in _PARTS if config.get(name)]:
         return f"config.json has {' and '.join(parts)}: not a text model; {_TAKE_TEXT}"
-    return quantization_reason(config.get("quantization_config"))
+    # older MLX conversions have `quantization` alone
+    return quantization_reason(config.get("quantization_config") or config.get("quantization"))
 
 
 def _unsupported_type(model_type: str, config: Mapping[str, Any]) -> str:
@@ -94,7 +95,9 @@ def quantization_reason(quantization: Mapping[str, Any] | None) -> str | None:
     """Why weights quantized this way cannot be read, by name; None when they can."""
     if not quantization or is_four_bit(quantization):
         return None
-    method = quantization.get("quant_method") or "bitsandbytes"
+    # MLX names no method, and bitsandbytes did not at first
+    unnamed = "MLX" if "bits" in quantization else "bitsandbytes"
+    method = quantization.get("quant_method") or unnamed
     if quantization.get("load_in_8bit"):
         method = "bitsandbytes 8-bit"
     return (

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from edgetune.checkpoint import adapter_fields
 from edgetune.checkpoint.adapter import (
+    CONFIG_FILE,
     PREFIX,
     TRAINED_TOKENS,
     WEIGHTS_FILE,
@@ -21,6 +22,7 @@ from edgetune.checkpoint.adapter import (
 from edgetune.checkpoint.experts import place_of
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder
 from edgetune.checkpoint.header import FLOAT_DTYPES
+from edgetune.checkpoint.patterns import pattern_problem
 from edgetune.checkpoint.reshaped import reshaped, shape_problems
 from edgetune.errors import INPUT_REFUSED, Problem
 
@@ -53,6 +55,9 @@ def fit_problems(adapter: Adapter, base: CheckpointFolder) -> list[Problem]:
     base = reshaped(base, [adapter])
     plain = adapter_fields.is_plain_lora(adapter.config)
     modules = _module_names(base)
+    if problem := pattern_problem(adapter.config, modules):
+        message = f"{adapter.path / CONFIG_FILE}: {problem}"
+        return [Problem(message, "save the adapter again from training", INPUT_REFUSED)]
     for name, entry in sorted(adapter.tensors.items()):
         if not plain:
             if not _belongs(name, modules):

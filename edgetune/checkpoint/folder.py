@@ -9,16 +9,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.config_fields import config_problem
 from edgetune.checkpoint.families import ties_embeddings
+from edgetune.checkpoint.foreign import ORIGINAL, is_renamed_safetensors, other_format
 from edgetune.checkpoint.header import TensorEntry, read_header
 from edgetune.errors import InputRefusedError
-from edgetune.files import read_json
+from edgetune.files import is_file, is_folder, read_json
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 20
+PICKLED_FILE = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt)")
 # What a merged checkpoint takes over besides config and weights; never Python, never pickle.
 _SIDE_FILES = re.compile(
@@ -77,7 +81,7 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
     Raises InputRefusedError: no folder, no config.json, no safetensors weights (pickle only), an
     index that names a missing file or tensor, a damaged file, a path that leads out of the folder.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         msg = f"{path}: not a folder; a model is a folder with config.json and *.safetensors"
         raise InputRefusedError(msg, "check the path")
     config = _read_mapping(path, "config.json")
@@ -85,12 +89,11 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
     if not isinstance(model_type, str):
         msg = f"{path / 'config.json'}: no model_type"
         raise InputRefusedError(msg, "take the config.json that belongs to these weights")
-    quantization = config.get("quantization_config")
-    if quantization is not None and not isinstance(quantization, dict):
-        msg = f"{path / 'config.json'}: quantization_config is not a mapping"
-        raise InputRefusedError(msg, "take the config.json that belongs to these weights")
     weights, tensors = _read_weights(path)
-    side_files = find_side_files(path)
+    if problem := config_problem(config, len(tensors)):
+        msg = f"{path / 'config.json'}: {problem}"
+        raise InputRefusedError(msg, "take the config.json that belongs to these weights")
+    side_files = list_side_files(path)
     generation = {}
     if "generation_config.json" in side_files:
         generation = _read_mapping(path, "generation_config.json")
@@ -102,7 +105,7 @@ def read_checkpoint(path: Path) -> CheckpointFolder:
         files=tuple(sorted(["config.json", *index, *weights, *side_files])),
         side_files=tuple(side_files),
         weight_bytes=sum((path / name).stat().st_size for name in weights),
-        quantization=quantization,
+        quantization=config.get("quantization_config"),
         tied=ties_embeddings(config) and not _both_stored(path, tensors),
         generation=generation,
         model_type=model_type,
@@ -121,22 +124,39 @@ def safe_file(folder: Path, relative: str) -> Path:
     if folder.absolute().parent.name == "snapshots":
         roots.append(folder.absolute().parent.parent.resolve() / "blobs")
     inside = not Path(relative).is_absolute() and ".." not in Path(relative).parts
-    if not inside or not any(place.resolve().is_relative_to(r) for r in roots):
+    try:
+        found = place.resolve()
+    except (OSError, ValueError, RuntimeError):  # a NUL byte, too long, a loop of links
+        msg = f"{folder}: {relative!r} is no name of a file"
+        raise InputRefusedError(msg, "copy the folder again from where it came from") from None
+    if not inside or not any(found.is_relative_to(r) for r in roots):
         msg = f"{folder}: {relative!r} leads out of the folder"
         raise InputRefusedError(msg, "keep the files of a checkpoint in its own folder")
-    if not place.is_file():
+    if not is_file(place):
         msg = f"{place}: no such file"
         raise InputRefusedError(msg, "copy the folder again, with all of its files")
     return place
 
 
-def find_side_files(path: Path) -> list[str]:
-    """Tokenizer files, chat templates and the like that lie in a folder, sorted."""
-    names = [p.name for p in path.iterdir() if _SIDE_FILES.fullmatch(p.name)]
-    templates = [f"{_TEMPLATES}/{p.name}" for p in (path / _TEMPLATES).glob("*.jinja")]
-    for name in chain(names, templates):
-        safe_file(path, name)
-    return sorted([*names, *templates])
+def is_pickled(path: Path) -> bool:
+    """True for a checkpoint folder whose weights are transformers' pickles and nothing else."""
+    names = (SINGLE_FILE, INDEX_FILE)
+    return not any((path / name).exists() for name in names) and any(
+        (path / name).is_file() for name in (PICKLED_FILE, PICKLED_INDEX)
+    )
+
+
+def pickle_files(path: Path) -> tuple[list[str], list[str]]:
+    """([the index, if there is one], weight files) of such a folder.
+
+    Raises InputRefusedError for an index that names no file of this folder.
+    """
+    if (path / PICKLED_FILE).exists():
+        return [], [PICKLED_FILE]
+    weight_map = _weight_map(path, PICKLED_INDEX)
+    return [PICKLED_INDEX], sorted(
+        {_shard_name(path, PICKLED_INDEX, name, ".bin") for name in weight_map.values()}
+    )
 
 
 def _read_mapping(folder: Path, name: str) -> dict[str, Any]:
@@ -153,11 +173,10 @@ def _read_weights(path: Path) -> tuple[list[str], dict[str, TensorEntry]]:
         return [SINGLE_FILE], read_header(safe_file(path, SINGLE_FILE))
     if not (path / INDEX_FILE).exists():
         raise _no_weights(path)
-    weight_map = _read_mapping(path, INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        msg = f"{path / INDEX_FILE}: no weight_map"
-        raise InputRefusedError(msg, "copy the file again from where it came from")
-    files = sorted({_shard_name(path, name) for name in weight_map.values()})
+    weight_map = _weight_map(path, INDEX_FILE)
+    files = sorted(
+        {_shard_name(path, INDEX_FILE, name, ".safetensors") for name in weight_map.values()}
+    )
     tensors: dict[str, TensorEntry] = {}
     for file in files:
         found = read_header(safe_file(path, file))
@@ -173,12 +192,21 @@ def _read_weights(path: Path) -> tuple[list[str], dict[str, TensorEntry]]:
     return files, tensors
 
 
-def _shard_name(path: Path, name: Any) -> str:
-    if not isinstance(name, str) or not name.endswith(".safetensors"):
-        msg = f"{path / INDEX_FILE}: {name!r} is not a safetensors file"
+def _weight_map(path: Path, index: str) -> dict[str, Any]:
+    """{tensor: file} of an index, neither checked yet."""
+    weight_map = _read_mapping(path, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        msg = f"{path / index}: no weight_map"
+        raise InputRefusedError(msg, "copy the file again from where it came from")
+    return weight_map
+
+
+def _shard_name(path: Path, index: str, name: Any, suffix: str) -> str:
+    if not isinstance(name, str) or not name.endswith(suffix):
+        msg = f"{path / index}: {name!r} is not a {suffix.removeprefix('.')} file"
         raise InputRefusedError(msg, "convert the weights to safetensors with save_pretrained")
     if Path(name).name != name:
-        msg = f"{path / INDEX_FILE}: {name!r} leads out of the folder"
+        msg = f"{path / index}: {name!r} leads out of the folder"
         raise InputRefusedError(msg, "keep the files of a checkpoint in its own folder")
     return name
 
@@ -187,13 +215,29 @@ def _no_weights(path: Path) -> InputRefusedError:
     pickles = sorted(p.name for p in path.iterdir() if _PICKLES.fullmatch(p.name))
     if not pickles:
         msg = f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE}"
+        if found := other_format(path):
+            return InputRefusedError(f"{msg}; {found}", ORIGINAL)
         return InputRefusedError(msg, "a model is a folder with config.json and *.safetensors")
+    if is_renamed_safetensors(path / pickles[0]):
+        msg = f"{path / pickles[0]}: a safetensors file under another name"
+        return InputRefusedError(msg, f"call it {SINGLE_FILE}")
     msg = f"{path}: its weights are pickle files ({pickles[0]}), which can run code when read"
     hint = (
         "where you trust them, load the model with transformers and save it again: "
         "save_pretrained writes safetensors"
     )
+    if is_pickled(path):
+        hint = f"--allow-pickle reads them in a confined process; or, {hint}"
     return InputRefusedError(msg, hint)
+
+
+def list_side_files(path: Path) -> list[str]:
+    """The tokenizer's and generation's files of a checkpoint, sorted, each proved to lie in it."""
+    names = [p.name for p in path.iterdir() if _SIDE_FILES.fullmatch(p.name)]
+    templates = [f"{_TEMPLATES}/{p.name}" for p in (path / _TEMPLATES).glob("*.jinja")]
+    for name in chain(names, templates):
+        safe_file(path, name)
+    return sorted([*names, *templates])
 
 
 def _both_stored(path: Path, tensors: Mapping[str, TensorEntry]) -> bool:

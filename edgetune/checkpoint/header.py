@@ -26,6 +26,7 @@ DTYPE_BYTES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+_MOST_NAME_CHARACTERS = 1000
 FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")  # what weights and adapters may be stored in
 _COPY_AGAIN = "copy the file again from where it came from"
 
@@ -72,7 +73,11 @@ def _read(path: Path) -> tuple[dict[str, Any], int, int]:
         raise _UnfitError(msg)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start == b"version ":
+            msg = "a Git LFS pointer, not the weights themselves"
+            raise _UnfitError(msg)
         if size < 8:
             msg = f"truncated: {size} bytes are no safetensors file"
             raise _UnfitError(msg)
@@ -90,6 +95,9 @@ def _read(path: Path) -> tuple[dict[str, Any], int, int]:
         header = json.loads(
             text.decode("utf-8"), object_pairs_hook=_no_doubles, parse_constant=_no_constant
         )
+        if b"\\ud" in text.lower():
+            # half of a surrogate pair is legal in JSON and in no other place that text goes to
+            json.dumps(header, ensure_ascii=False).encode()
     except _UnfitError:
         raise
     except ValueError as why:
@@ -103,6 +111,9 @@ def _no_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in found:
             msg = f"the name {key!r} occurs twice in its header"
+            raise _UnfitError(msg)
+        if len(key) > _MOST_NAME_CHARACTERS:
+            msg = f"its header holds a name of {len(key)} characters"
             raise _UnfitError(msg)
         found[key] = value
     return found

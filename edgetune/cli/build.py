@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetune.errors import InputRefusedError, UsageError
+from edgetune.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +39,7 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("--onto", type=click.Choice(["dequantized", "original"]), help="QLoRA: merge onto.")
 @click.option("--scheme", help="Quantization scheme, for example w8a16-rtn or w8a16-rtn-g128.")
 @click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
-@click.option("--allow-pickle", is_flag=True, help="Read a pickled adapter, confined.")
+@click.option("--allow-pickle", is_flag=True, help="Read pickled weights, confined.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be done and why; stop.")
 @click.option("--only", default="*", help="Build identifiers that match, e.g. '*@this-machine'.")
 @click.option("--until", type=click.Choice(_STEPS), default=_STEPS[-1], help="Stop after a step.")
@@ -49,15 +50,20 @@ def build(**flags: Any) -> int:
 
     Flags alone are enough: edgetune build -m MODEL -a ADAPTER -d DEVICE -o OUT
     """
+    if not flags["allow_pickle"]:
+        return _build(flags, None)
+    # What pickles are converted into is needed until the command ends.
+    with tempfile.TemporaryDirectory(prefix="edgetune-pickle-") as pickles:
+        return _build(flags, Path(pickles))
+
+
+def _build(flags: dict[str, Any], pickles: Path | None) -> int:
     from edgetune.build import exit_code, run_builds
     from edgetune.console import print_json
     from edgetune.planning import note_plans, plan_as_json, plan_builds
 
-    if flags["allow_pickle"]:
-        msg = "--allow-pickle: reading pickled adapters in a confined child is not built yet"
-        raise InputRefusedError(msg, "load the adapter with PEFT and save it as safetensors")
     recipe = _recipe_of(flags)
-    plans = plan_builds(recipe, flags["devices"], flags["out"], flags["only"])
+    plans = plan_builds(recipe, flags["devices"], flags["out"], flags["only"], pickles)
     if flags["plan_only"]:
         if flags["as_json"]:
             print_json(plan_as_json(plans, flags["out"]))

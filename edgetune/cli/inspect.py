@@ -15,6 +15,7 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
     """Say what PATH is, what fits it, and what is wrong with it."""
     del debug  # read by __main__
     from edgetune.console import print_json, print_result
+    from edgetune.errors import printable
     from edgetune.inspect import describe
 
     facts = describe(path)
@@ -25,6 +26,6 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
         if isinstance(value, list):
             print_result(f"{key}:" + (" none" if not value else ""))
             for entry in value:
-                print_result(f"  - {entry}")
+                print_result(printable(f"  - {entry}"))
         elif value is not None:
-            print_result(f"{key}: {value}")
+            print_result(printable(f"{key}: {value}"))

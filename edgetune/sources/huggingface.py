@@ -10,16 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.foreign import ORIGINAL, other_format
 from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, UsageError
+from edgetune.files import is_file, is_folder
 from edgetune.plan import Origin
 
 # Weights as safetensors, configuration and tokenizer; never code, never pickles. Nor the same
 # weights a second time, as some repositories keep them in their makers' own format.
 BASE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "*.jinja")
+# With --allow-pickle, and where there are no safetensors.
+BASE_PICKLES = ("pytorch_model*.bin",)
+ADAPTER_PICKLES = ("adapter_model.bin",)
 _NOT_THESE = ("consolidated*.safetensors", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*")
+_ADAPTER = "name the folder that holds adapter_config.json"
 _CHECK = "check the id, the revision and the network; HF_HUB_OFFLINE forbids every download"
 
 
@@ -31,20 +37,27 @@ class Found:
     origin: Origin
 
 
-def find_folder(path: str, revision: str | None, files: Sequence[str], what: str) -> Found:
+def find_folder(
+    path: str, revision: str | None, files: Sequence[str], what: str, pickles: Sequence[str] = ()
+) -> Found:
     """The local folder of `path`: itself, or the cached snapshot of a hub id (`owner/name` or
-    `owner/name@revision`), whose files that match `files` are downloaded if need be.
+    `owner/name@revision`), whose files that match `files` are downloaded if need be; `pickles`,
+    too, where it has no safetensors.
 
     `what` is "model" or "adapter". Raises UsageError for a folder with a revision or two revisions,
     InputRefusedError for what is neither folder nor hub id and for what the hub does not have,
     MissingError when the hub cannot be reached or asked and the cache does not have it.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if is_folder(folder):
         if revision is not None:
             msg = f"{path}: a folder has no revision, and the recipe gives {revision!r}"
             raise UsageError(msg, "leave `revision` out, or name a hub id")
         return Found(folder.resolve(), Origin(folder.resolve().name))
+    if is_file(folder):
+        found = other_format(folder) or f"{folder.name} is a file"
+        msg = f"{path}: no {what} folder; {found}"
+        raise InputRefusedError(msg, ORIGINAL if what == "model" else _ADAPTER)
     identifier, mark, named = path.partition("@")
     if not _HUB_ID.fullmatch(identifier):
         msg = f"{path}: no such {what} folder"
@@ -57,12 +70,25 @@ def find_folder(path: str, revision: str | None, files: Sequence[str], what: str
         msg = f"{path}: {wanted!r} is no revision"
         raise InputRefusedError(msg, "name a branch, a tag or a commit, as owner/name@revision")
     snapshot = _snapshot(identifier, wanted, files)
+    if pickles and not any(snapshot.glob("*.safetensors")):
+        snapshot = _snapshot(identifier, snapshot.name, [*files, *pickles])
     return Found(snapshot, Origin(identifier, wanted, snapshot.name))
 
 
-def find_checkpoint(path: str, revision: str | None = None) -> Found:
-    """The local folder of a base; see `find_folder`."""
-    return find_folder(path, revision, BASE_FILES, "model")
+def find_checkpoint(path: str, revision: str | None = None, *, pickled: bool = False) -> Found:
+    """The local folder of a base, pickles taken if `pickled`; see `find_folder`."""
+    return find_folder(path, revision, BASE_FILES, "model", BASE_PICKLES if pickled else ())
+
+
+def hub_refusal(why: InputRefusedError, found: Found, *, pickled: bool) -> InputRefusedError:
+    """The refusal of what came from the hub, which may be incomplete; of a folder as it is."""
+    if found.origin.commit is None:
+        return why
+    # The hub's cache keeps no list of a snapshot that an older version began to download.
+    hint = f"{why.hint}; if a download broke off, delete {found.folder} and download it again"
+    if not pickled and not any(found.folder.glob("*.safetensors")):
+        hint += "; if it has pickles only, --allow-pickle downloads and reads them, confined"
+    return InputRefusedError(why.message, hint)
 
 
 def _snapshot(identifier: str, revision: str | None, files: Sequence[str]) -> Path:

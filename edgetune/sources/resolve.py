@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from os.path import normpath
 from pathlib import Path
 from typing import TypeVar
 
-from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
+from edgetune.checkpoint.adapter import PICKLE_FILE
+from edgetune.checkpoint.folder import CheckpointFolder, is_pickled, read_checkpoint
 from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, Problem, UsageError
-from edgetune.files import sha256_of_file
+from edgetune.files import is_folder, sha256_of_file
 from edgetune.plan import AdapterInput, DataInput, Inputs, Origin
-from edgetune.recipe import Base, Recipe
-from edgetune.sources.huggingface import find_checkpoint
+from edgetune.recipe import AdapterRef, Base, Recipe
+from edgetune.sources.huggingface import find_checkpoint, hub_refusal
 from edgetune.sources.peft_adapter import find_adapter
+from edgetune.sources.pickles import adapter_from_pickle, checkpoint_from_pickle
 from edgetune.tasks import load_task
 
 _Found = TypeVar("_Found")
+_Checkpoint = tuple[CheckpointFolder, dict[str, str], Origin]
 
 
-def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
-    """The inputs of a recipe (None without a usable base) and every problem met on the way."""
+def resolve(recipe: Recipe, pickles: Path | None = None) -> tuple[Inputs | None, list[Problem]]:
+    """The inputs of a recipe (None without a usable base) and every problem met on the way.
+
+    Pickled weights are converted into the folder `pickles`; without one they are a problem.
+    """
     problems: list[Problem] = []
 
     def attempt(find: Callable[[], _Found]) -> _Found | None:
@@ -32,14 +39,17 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
             problems.append(Problem(f"cannot be read: {why}", "check the path and its rights", 4))
         return None
 
-    base = attempt(lambda: _read_base(recipe.base))
+    base = attempt(lambda: _read_base(recipe.base, pickles))
     before_path = recipe.base_before
-    before = attempt(lambda: _read_checkpoint(before_path)) if before_path is not None else None
+    before = (
+        attempt(lambda: _read_checkpoint(before_path, None, pickles))
+        if before_path is not None
+        else None
+    )
     adapters = [
-        AdapterInput(adapter, reference.weight, _digests(adapter.path, adapter.files), origin)
+        adapter
         for reference in recipe.adapters
-        if (found := attempt(lambda r=reference: find_adapter(r.path, r.revision)))  # type: ignore[misc]
-        for adapter, origin in [found]
+        if (adapter := attempt(partial(_read_adapter, reference, pickles))) is not None
     ]
     evaluation = attempt(lambda: _read_data(recipe.task, recipe.data.evaluation, "evaluation"))
     calibration = attempt(lambda: _read_data(recipe.task, recipe.data.calibration, "calibration"))
@@ -47,40 +57,46 @@ def resolve(recipe: Recipe) -> tuple[Inputs | None, list[Problem]]:
         return None, problems
     inputs = Inputs(
         base=base[0],
-        base_digests=_checkpoint_digests(base[0]),
-        base_origin=base[1],
+        base_digests=base[1],
+        base_origin=base[2],
         adapters=tuple(adapters),
         before=before[0] if before else None,
-        before_digests=_checkpoint_digests(before[0]) if before else {},
-        before_origin=before[1] if before else None,
+        before_digests=before[1] if before else {},
+        before_origin=before[2] if before else None,
         evaluation=evaluation,
         calibration=calibration,
     )
     return inputs, problems
 
 
-def _read_base(base: Base) -> tuple[CheckpointFolder, Origin]:
+def _read_base(base: Base, pickles: Path | None) -> _Checkpoint:
     """The base. Raises MissingError where it is one to be made first, and is not."""
-    if base.made_by is not None and not Path(base.path).is_dir():
+    if base.made_by is not None and not is_folder(Path(base.path)):
         msg = f"{normpath(base.path)}: the recipe's base is not here; it is made, not shipped"
         raise MissingError(msg, f"make it: {base.made_by}")
-    return _read_checkpoint(base.path, base.revision)
+    return _read_checkpoint(base.path, base.revision, pickles)
 
 
-def _read_checkpoint(path: str, revision: str | None = None) -> tuple[CheckpointFolder, Origin]:
-    found = find_checkpoint(path, revision)
+def _read_checkpoint(path: str, revision: str | None, pickles: Path | None) -> _Checkpoint:
+    found = find_checkpoint(path, revision, pickled=pickles is not None)
     try:
-        return read_checkpoint(found.folder), found.origin
+        if pickles is not None and is_pickled(found.folder):
+            checkpoint, digests = checkpoint_from_pickle(found.folder, pickles, found.origin.name)
+        else:
+            checkpoint = read_checkpoint(found.folder)
+            digests = _digests(checkpoint.path, checkpoint.files)
     except InputRefusedError as why:
-        if found.origin.commit is None:
-            raise
-        # The hub's cache keeps no list of a snapshot that an older version began to download.
-        hint = f"{why.hint}; if a download broke off, delete {found.folder} and download it again"
-        raise InputRefusedError(why.message, hint) from why
+        raise hub_refusal(why, found, pickled=pickles is not None) from why
+    return checkpoint, digests, found.origin
 
 
-def _checkpoint_digests(checkpoint: CheckpointFolder) -> dict[str, str]:
-    return _digests(checkpoint.path, checkpoint.files)
+def _read_adapter(reference: AdapterRef, pickles: Path | None) -> AdapterInput:
+    adapter, origin = find_adapter(reference.path, reference.revision, pickled=pickles is not None)
+    if pickles is not None and PICKLE_FILE in adapter.files:
+        adapter, digests = adapter_from_pickle(adapter.path, pickles, origin.name)
+    else:
+        digests = _digests(adapter.path, adapter.files)
+    return AdapterInput(adapter, reference.weight, digests, origin)
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -97,4 +113,5 @@ def _read_data(task: str, path: str | None, role: str) -> DataInput | None:
     except UsageError as why:
         msg = f"{role} data: {why.message}"
         raise UsageError(msg, why.hint) from why
-    return DataInput(Path(path).resolve(), len(items), sha256_of_file(Path(path)))
+    chats = any(getattr(item, "kind", None) == "chat" for item in items)
+    return DataInput(Path(path).resolve(), len(items), sha256_of_file(Path(path)), chats)

@@ -52,6 +52,8 @@ def _lines(path: Path) -> list[str]:
         msg = f"{path}: not UTF-8 text (byte {why.start})"
     except OSError as why:
         msg = f"{path}: cannot be read ({why.strerror})"
+    except ValueError:  # a NUL byte
+        msg = f"{path}: no such file"
     raise UsageError(msg, "name a JSON lines file: one JSON object a line, UTF-8")
 
 

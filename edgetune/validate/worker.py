@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from edgetune.child import python_path
 from edgetune.errors import StepFailedError, error_from_code
 
 
@@ -81,22 +82,25 @@ class Worker:
 @contextmanager
 def open_worker(
     command: Sequence[str],
-    python: Sequence[str] = (sys.executable,),
+    python: Sequence[str] = (sys.executable, "-P"),
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> Iterator[Worker]:
     """Start `<python> -m <command>`; asked to stop, then killed, when the block ends; killed at
     once when it ends by an error or Ctrl-C.
 
-    `environment`: all of it, this process's own by default. `log`: where its errors go.
+    `environment`: all of it, with the PYTHONPATH that finds edgetune; this process's own by
+    default. `log`: where its errors go.
     """
+    if environment is None:
+        environment = {**os.environ, **python_path()}
     with log.open("wb") if log else nullcontext() as errors:
         process = subprocess.Popen(
             [*python, "-m", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**(environment or os.environ), "EDGETUNE_PARENT": str(os.getpid())},
+            env={**environment, "EDGETUNE_PARENT": str(os.getpid())},
         )
     worker = Worker(command[0], process, log)
     try:

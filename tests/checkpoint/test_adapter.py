@@ -81,10 +81,16 @@ def test_names_the_folder_that_was_meant(tiny_llama: Path, tmp_path: Path) -> No
 
 def test_pickle_has_a_way_out(tiny_llama: Path, tmp_path: Path) -> None:
     folder = make_adapter(tiny_llama, folder=tmp_path / "a")
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    weights = folder / "adapter_model.bin"
+    (folder / "adapter_model.safetensors").rename(weights)
+    with pytest.raises(InputRefusedError, match="a safetensors file under another name"):
+        read_adapter(folder)
+    weights.write_bytes(b"PK\x03\x04")
     with pytest.raises(InputRefusedError, match="pickle") as caught:
         read_adapter(folder)
+    assert "--allow-pickle" in caught.value.hint
     assert "save_pretrained" in caught.value.hint
+    assert read_adapter(folder, pickled=True).tensors == {}
 
 
 def test_other_types_can_be_inspected(tiny_llama: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "quantization": (
         lambda f: change_json(f / "config.json", lambda c: {**c, "quantization_config": 4}),
-        "quantization_config is not a mapping",
+        "quantization_config is 4, not a mapping",
     ),
 }  # fmt: skip
 

@@ -13,10 +13,8 @@ ANSWERS = {
 }
 
 
-@pytest.fixture
-def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the scripts."""
-    folder = tmp_path / "bin"
+def write_qemu(folder: Path) -> None:
+    """Both scripts into a new folder."""
     folder.mkdir()
     for arch, help_text in ANSWERS.items():
         script = folder / f"qemu-{arch}"
@@ -27,6 +25,13 @@ def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             f"printf '{help_text}'\nexit 1\n"
         )
         script.chmod(0o755)
+
+
+@pytest.fixture
+def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the scripts."""
+    folder = tmp_path / "bin"
+    write_qemu(folder)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("EDGETUNE_ENVIRONMENTS", str(tmp_path / "environments"))
     return folder

@@ -71,8 +71,12 @@ def truncated(file: str) -> Change:
     return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-7])
 
 
-def pickled(folder: Path) -> None:
-    (folder / ADAPTER).rename(folder / "adapter_model.bin")
+def pickled(file: str, name: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / file).unlink()
+        (folder / name).write_bytes(b"PK\x03\x04")
+
+    return change
 
 
 # what is wrong with the adapter: (kind, LoraConfig's fields, change, words of the message)
@@ -129,7 +133,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], Change, str]] = {
         "stores lm_head.weight of 300 rows, and the base has 288: a resized vocabulary needs both",
     ),
     "targets gone": ("lora", {}, config(target_modules=["qkv_proj"]), "PEFT refuses it on"),
-    "pickle": ("lora", {}, pickled, "only adapter_model.bin, a pickle file"),
+    "pickle": ("lora", {}, pickled(ADAPTER, "adapter_model.bin"), "only adapter_model.bin, a pick"),
     "no weights": ("lora", {}, lambda f: (f / ADAPTER).unlink(), f"{ADAPTER}: no such file"),
     "no config": (
         "lora", {}, lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json",
@@ -194,7 +198,7 @@ BASES: dict[str, tuple[Change, str]] = {
     ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "neither model.safetensors nor model.safet"),
     "pickle": (
-        lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin") and None,
+        pickled(WEIGHTS, "pytorch_model.bin"),
         "its weights are pickle files (pytorch_model.bin)",
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
@@ -213,7 +217,7 @@ BASES: dict[str, tuple[Change, str]] = {
         "its weights are quantized (gptq)",
     ),
     "awq": (config(quantization_config={"quant_method": "awq"}), "weights are quantized (awq)"),
-    "config misfit": (config(hidden_size="wide"), "config.json: transformers refuses it"),
+    "config misfit": (config(rms_norm_eps="small"), "config.json: transformers refuses it"),
     "other width": (config(intermediate_size=96), "is [64, 128], config.json calls for [64, 96]"),
     "4-bit without statistics": (
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),

@@ -10,8 +10,8 @@ import pytest
 
 from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.child import run_child
+from edgetune.estimates import estimate
 from edgetune.optimize.schemes import find_scheme
-from edgetune.plan import Inputs, Origin, estimate
 from tests.families import FAMILIES, build_family
 
 pytestmark = pytest.mark.line
@@ -94,6 +94,6 @@ def test_no_correction_is_idle(measured: Measured, name: str, without: str) -> N
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_plan_predicts_the_size(measured: Measured, name: str, scheme: str) -> None:
     base = read_checkpoint(Path(measured[name, scheme]["checkpoint"]))
-    predicted = estimate(Inputs(base, {}, Origin(name)), find_scheme(scheme), None, False)
+    predicted = estimate(base, find_scheme(scheme), None, adapted=False, layered=False)
     # Of a model this small the nodes are a tenth; of a real one nothing is left of their part.
     assert predicted.graph_bytes == pytest.approx(measured[name, scheme]["graph_bytes"], rel=0.1)

@@ -58,6 +58,8 @@ def hub(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     cache(folder, "acme/tiny", OLD, old, "v1", "refs/pr/3")
     adapter = make_adapter(tiny_llama, folder=tmp_path / "adapter")
     cache(folder, "acme/lora", OLD, adapter, "main")
+    more = make_adapter(tiny_llama, folder=tmp_path / "more", seed=2)
+    cache(folder, "acme/more", OLD, more, "main")
     return folder
 
 
@@ -221,7 +223,7 @@ def recipe() -> Recipe:
             "name": "a",
             "base": {"path": "acme/tiny", "revision": "v1"},
             "base_before": None,
-            "adapters": [{"path": "acme/lora@main"}, {"path": "acme/lora", "weight": 0.5}],
+            "adapters": [{"path": "acme/lora@main"}, {"path": "acme/more", "weight": 0.5}],
         }
     )
 
@@ -234,9 +236,9 @@ def test_the_lock_records_the_commits(hub: Path, tmp_path: Path) -> None:
     base = {key: lock["base"][key] for key in ("name", "revision", "commit")}
     assert base == {"name": "acme/tiny", "revision": "v1", "commit": OLD}
     assert set(lock["base"]["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
-    for adapter in lock["adapters"]:
+    for adapter, name in zip(lock["adapters"], ("acme/lora", "acme/more"), strict=True):
         named = {key: adapter[key] for key in ("name", "revision", "commit")}
-        assert named == {"name": "acme/lora", "revision": "main", "commit": OLD}
+        assert named == {"name": name, "revision": "main", "commit": OLD}
     assert str(tmp_path) not in json.dumps(lock)
 
 
