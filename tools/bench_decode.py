@@ -112,8 +112,8 @@ def main() -> None:
     if options.serve:
         folder, threads, prompt, new, settings = options.serve
         return serve(folder, int(threads), int(prompt), int(new), settings)
-    sides: list[Any] = [Side(*text.split("=", 1), options) for text in options.sides]
-    sides += [Llama(*text.split("=", 1), options) for text in options.gguf]
+    sides: list[Any] = [Side(*_named(text), options) for text in options.sides]
+    sides += [Llama(*_named(text), options) for text in options.gguf]
     for side in sides:
         side.answer()  # warms up
     for number in range(options.rounds):
@@ -134,6 +134,11 @@ def main() -> None:
         cells = [side.name, _spread(prefill, ".0f"), _spread(decode, ".1f"), f"{max(peak):.0f}"]
         print(f"| {' | '.join([*cells, *ratios])} |")
     return None
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, _, where = text.partition("=")
+    return name, where
 
 
 def _spread(values: list[float], form: str) -> str:
