@@ -27,6 +27,8 @@ from edgetune.planning import plan_builds
 from edgetune.recipe import Recipe, load_recipe
 from tests.tiny import make_adapter
 
+pytestmark = pytest.mark.line
+
 MOST_SECONDS = 5.0
 FEW, MANY = 60, 1000
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"

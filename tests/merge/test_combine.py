@@ -13,6 +13,8 @@ from edgetune.recipe import Combine
 from tests.merge.merged import NF4_DOUBLE, merge, parity, weighted
 from tests.tiny import logits, make_adapter
 
+pytestmark = pytest.mark.line
+
 HOWS = Combine.model_fields["how"].annotation.__args__  # type: ignore[union-attr]
 PEFT_S_OWN = {"linear"}  # left out: neither the sum it is taken for, nor a way people choose
 

@@ -14,6 +14,8 @@ from edgetune.errors import InputRefusedError
 from tests.merge.merged import NF4, merge, parity
 from tests.tiny import edit_tensors, make_adapter
 
+pytestmark = pytest.mark.line
+
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 TOKENS = list(range(0, 250, 3))

@@ -11,6 +11,8 @@ from tests.families import FAMILIES, build_family
 from tests.merge.merged import NF4_DOUBLE, merge, parity
 from tests.tiny import make_adapter
 
+pytestmark = pytest.mark.line
+
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_linear_of_every_family(name: str, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tests.merge.test_vocabulary import make_resized
 from tests.reference.conftest import CHATS, write_chats
 from tests.tiny import edit_tensors, make_adapter
 
+pytestmark = pytest.mark.line
+
 # name: (base fixture, makes the adapters in a folder, combine)
 Make = Callable[[Path, Path], list[Path]]
 CASES: dict[str, tuple[str, Make, dict[str, Any] | None]] = {

@@ -16,6 +16,8 @@ from edgetune.errors import StepFailedError, UsageError
 from edgetune.reference.reference import reference_step
 from tests.reference.conftest import CHATS, Arguments, merge, write_chats
 
+pytestmark = pytest.mark.line
+
 Make = Callable[..., Arguments]
 ARRAYS = ("top_ids", "top_logprobs", "rest_logprob", "target_logprob", "base_kl")
 

@@ -20,6 +20,8 @@ from edgetune.sources.pickles import adapter_from_pickle, checkpoint_from_pickle
 from tests.sources.hostile import HOSTILE, archive, laughs
 from tests.tiny import make_adapter
 
+pytestmark = pytest.mark.line
+
 BIN, SAFE = "adapter_model.bin", "adapter_model.safetensors"
 
 
