@@ -182,7 +182,7 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
         needed = plans[0].estimates.build_memory_bytes
         print_warning(
             f"the trained model needs about {needed / 1e9:.1f} GB in memory (predicted), more than "
-            "is free here: it is run layer by layer from disk, with the same results, slowly"
+            "can be held here: it is run layer by layer from disk, with the same results, slowly"
         )
     print_note(f"out        {out.resolve()}")
 

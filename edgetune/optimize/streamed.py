@@ -52,11 +52,12 @@ class Matrix:
         return Transposed(self)
 
     def rows(self) -> Iterator[torch.Tensor]:
-        """Blocks of outputs in float32, [outputs, inputs]; the pages of each are freed after it."""
+        """Blocks of outputs as they are stored, [outputs, inputs]; the pages of each are freed
+        after it."""
         height = max(1, _BLOCK_BYTES // (4 * self.inputs))
         for part in self.parts:
             for start in range(0, part.shape[0], height):
-                yield part[start : start + height].to(torch.float32)
+                yield part[start : start + height]
                 self.release()
 
     def columns(self) -> Iterator[torch.Tensor]:
@@ -101,8 +102,9 @@ def float_tensor(name: str, source: Matrix | Transposed) -> Streamed:
     """A matrix in float32, in the source's layout."""
 
     def blocks() -> Iterator[np.ndarray[Any, Any]]:
-        made = source.matrix.columns() if isinstance(source, Transposed) else source.rows()
-        return (block.numpy() for block in made)
+        if isinstance(source, Transposed):
+            return (block.numpy() for block in source.matrix.columns())
+        return (block.to(torch.float32).numpy() for block in source.rows())
 
     tensor = Streamed(name, ir.DataType.FLOAT, tuple(source.shape), blocks)
     tensor.meta["matrix"] = source.matrix if isinstance(source, Transposed) else source
@@ -124,8 +126,9 @@ def quantized_tensors(
 
     def packed_blocks() -> Iterator[np.ndarray[Any, Any]]:
         kept.clear()
+        scratch: dict[int, torch.Tensor] = {}
         for rows in matrix.rows():
-            packed, scales = quantize_rows(rows, bits, group_size)
+            packed, scales = quantize_rows(rows, bits, group_size, scratch)
             kept.append(scales)
             yield packed
 
@@ -155,16 +158,23 @@ def return_freed_memory() -> None:
 
 
 def quantize_rows(
-    rows: torch.Tensor, bits: int, group_size: int
+    rows: torch.Tensor, bits: int, group_size: int, scratch: dict[int, torch.Tensor] | None = None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(packed [outputs, groups, bytes a group], scales [outputs, groups]) of float32 rows
-    [outputs, inputs]; a last short group is padded with zeros."""
+    """(packed [outputs, groups, bytes a group], scales [outputs, groups]) of rows [outputs,
+    inputs] of any float type; a last short group is padded with zeros.
+
+    `scratch` keeps the transposed float32 copy for the next block of as many rows.
+    """
     outputs, inputs = rows.shape
     groups = -(-inputs // group_size)
-    padded = torch.zeros((groups * group_size, outputs), dtype=torch.float32)
-    padded[:inputs] = rows.T
+    scratch = {} if scratch is None else scratch
+    if outputs not in scratch:
+        scratch.clear()
+        scratch[outputs] = torch.zeros((groups * group_size, outputs), dtype=torch.float32)
+    scratch[outputs][:inputs].copy_(rows.T)
     packed = np.zeros((outputs, groups, group_size * bits // 8), dtype=np.uint8)
     scales = np.zeros((outputs, groups), dtype=np.float32)
     zero_points = np.zeros((outputs, -(-groups * bits // 8)), dtype=np.uint8)
-    _KERNELS[bits](packed, padded.numpy(), scales, zero_points, group_size, outputs, inputs, True)
+    values = scratch[outputs].numpy()
+    _KERNELS[bits](packed, values, scales, zero_points, group_size, outputs, inputs, True)
     return packed, scales
