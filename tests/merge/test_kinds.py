@@ -175,9 +175,15 @@ def test_config_that_peft_refuses(tiny_llama: Path, tmp_path: Path) -> None:
     adapter = make_kind(tiny_llama, KINDS["VeRA"], tmp_path / "adapter")
     file = adapter / "adapter_config.json"
     config = json.loads(file.read_text())
-    for change in ({"target_modules": ["nowhere"]}, {"r": "four"}, {"target_modules": 5}):
+    told = "PEFT refuses it on"
+    for change, words in (
+        ({"target_modules": ["nowhere"]}, told),
+        ({"projection_prng_key": "four"}, told),
+        ({"r": "four"}, "r is 'four', not a whole number"),
+        ({"target_modules": 5}, "target_modules is 5, not a name"),
+    ):
         file.write_text(json.dumps(config | change))
-        with pytest.raises(InputRefusedError, match="PEFT refuses it on"):
+        with pytest.raises(InputRefusedError, match=words):
             merge(tmp_path / f"out{len(list(tmp_path.iterdir()))}", tiny_llama, [adapter])
 
 

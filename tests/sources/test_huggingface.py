@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,27 +20,10 @@ from edgetune.recipe import Recipe, load_recipe
 from edgetune.sources.huggingface import ADAPTER_FILES, BASE_FILES, find_checkpoint, find_folder
 from edgetune.sources.resolve import resolve
 from tests.merge.merged import merge
+from tests.sources.hub import cache
 from tests.tiny import make_adapter
 
 MAIN, OLD = "1" * 40, "2" * 40
-
-
-def cache(hub: Path, identifier: str, commit: str, files: Path, *refs: str) -> Path:
-    """A folder's files as huggingface_hub lays them into its cache; the snapshot."""
-    place = hub / f"models--{identifier.replace('/', '--')}"
-    snapshot = place / "snapshots" / commit
-    for file in sorted(p for p in files.rglob("*") if p.is_file()):
-        blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, blob)
-        link = snapshot / file.relative_to(files)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-    for ref in refs:
-        path = place / "refs" / ref
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(commit)
-    return snapshot
 
 
 @pytest.fixture
