@@ -189,6 +189,28 @@ def test_neither_code_nor_pickles_nor_copies_are_asked_for(
     assert list(names) == kept
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_pickles_are_asked_for_where_there_is_nothing_else(
+    safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    snapshot = tmp_path / MAIN
+    snapshot.mkdir()
+    if safe:
+        (snapshot / "model.safetensors").write_bytes(b"")
+    asked = []
+
+    def note(*rest: Any, **options: Any) -> str:
+        asked.append((options["revision"], "pytorch_model*.bin" in options["allow_patterns"]))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", note)
+    found = find_checkpoint("acme/x", "v1", pickled=True)
+    assert asked == [("v1", False)] + ([] if safe else [(MAIN, True)])
+    assert found.origin.as_json() == {"name": "acme/x", "revision": "v1", "commit": MAIN}
+
+
 def test_a_snapshot_in_part_is_told(hub: Path) -> None:
     (hub / "models--acme--tiny" / "snapshots" / MAIN / "model.safetensors").unlink()
     inputs, problems = resolve(Recipe.model_validate({"name": "a", "base": "acme/tiny"}))
