@@ -18,7 +18,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from edgetune.checkpoint import adapter_fields
+from edgetune.checkpoint.experts import EXPERTS
+from edgetune.checkpoint.families import REFUSED, SUPPORTED
 from edgetune.checkpoint.header import DTYPE_BYTES, read_header
+from edgetune.checkpoint.peft_types import TYPES
 from edgetune.device import load_device
 from edgetune.errors import EdgetuneError
 from edgetune.files import dump_json, shipped_folder
@@ -188,23 +191,51 @@ def try_config(file: Path, content: bytes, base: Path, adapter: Path, out: Path)
 
 
 FIELDS = sorted(adapter_fields.USED | adapter_fields.HARMLESS | adapter_fields.REFUSED.keys())
+OTHER_FIELDS = sorted(set().union(*(row.fields for row in TYPES.values())) - set(FIELDS))
 PATTERNS = st.dictionaries(WORDS, NUMBERS, max_size=3)
-ADAPTER_CHANGES = st.dictionaries(
-    st.sampled_from(FIELDS), JSON | PATTERNS | st.lists(WORDS, max_size=3), min_size=1, max_size=3
-)
+RANGES = st.lists(st.lists(NUMBERS, min_size=2, max_size=2), max_size=3)
+OTHER_TYPE = st.just({}) | st.fixed_dictionaries({"peft_type": st.sampled_from([*TYPES, "NEXT"])})
+
+
+def of_type(found: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return {**found[0], **found[1]}
+
+
+ADAPTER_CHANGES = st.tuples(
+    OTHER_TYPE,
+    st.dictionaries(
+        st.sampled_from(FIELDS) | st.sampled_from(OTHER_FIELDS),
+        JSON | PATTERNS | RANGES | st.lists(WORDS, max_size=3),
+        min_size=1,
+        max_size=3,
+    ),
+).map(of_type)
 BASE_FIELDS = [
     "model_type", "architectures", "hidden_size", "num_attention_heads", "num_key_value_heads",
     "head_dim", "num_hidden_layers", "vocab_size", "rope_parameters", "rope_scaling",
     "rope_theta", "partial_rotary_factor", "tie_word_embeddings", "quantization_config",
     "torch_dtype", "dtype", "_name_or_path", "auto_map", "max_position_embeddings",
-    "sliding_window", "layer_types", "eos_token_id", "quantization",
+    "sliding_window", "layer_types", "eos_token_id", "quantization", "clip_qkv", "text_config",
+    "original_max_position_embeddings", "vision_config", "use_bidirectional_attention",
 ]  # fmt: skip
-BASE_CHANGES = st.dictionaries(
-    st.sampled_from(BASE_FIELDS),
-    JSON | st.sampled_from([{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"bits": 4}]),
-    min_size=1,
-    max_size=3,
+ROPE = st.sampled_from(
+    [{"rope_type": "longrope", "original_max_position_embeddings": "4"}, {"a": {"rope_type": 4}},
+     {"full_attention": {"partial_rotary_factor": 10**400}}, {"rope_type": "yarn", "factor": None}]
+)  # fmt: skip
+OTHER_FAMILY = st.just({}) | st.fixed_dictionaries(
+    {"model_type": st.sampled_from([*SUPPORTED, *EXPERTS, *REFUSED])}
 )
+BASE_CHANGES = st.tuples(
+    OTHER_FAMILY,
+    st.dictionaries(
+        st.sampled_from(BASE_FIELDS),
+        JSON
+        | ROPE
+        | st.sampled_from([{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"bits": 4}]),
+        min_size=1,
+        max_size=3,
+    ),
+).map(of_type)
 
 
 def changed(file: Path, changes: dict[str, Any]) -> bytes:
@@ -221,6 +252,11 @@ def changed(file: Path, changes: dict[str, Any]) -> bytes:
 @example(changes={"r": 10**400})
 @example(changes={"lora_alpha": 10**400})
 @example(changes={"base_model_name_or_path": "x" * 5000})
+@example(changes={"layer_replication": [[0, 2**63]]})
+@example(changes={"peft_type": "HRA", "layer_replication": "0-2"})
+@example(changes={"peft_type": "OSF", "rank_pattern": {"(([a-z_.0-9])*)*#": 4}})
+@example(changes={"peft_type": "C3A", "block_size_pattern": {"(.*)*x": 4}})
+@example(changes={"peft_type": "IA3", "feedforward_modules": "(([a-z_.0-9])*)*#"})
 def test_adapter_config(
     changes: dict[str, Any], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -123,12 +123,12 @@ def _adapt_units(base: CheckpointFolder, adapter: Adapter, load: Load) -> Adapte
     with quiet():
         try:
             peft, places = note_places(meta_model(base), name, adapter, load)
+            buffers = shared_indices(peft, name, places) if adapter.peft_type == "UNILORA" else {}
         except _REFUSALS as why:
             raise peft_refuses(adapter, base, why) from why
     _, saved = _modules(peft, adapter, [place.module for place in places])
     rows = _token_rows(peft, base, adapter, [place.module for place in places])
     modules = {place.module for place in places}
-    buffers = shared_indices(peft, name, places) if adapter.peft_type == "UNILORA" else {}
     sources = {key: Source(name, adapter, entry) for key, entry in adapter.tensors.items()}
     ledger = Ledger()
     by_module: dict[str, dict[str, Source]] = {module: {} for module in modules}

@@ -74,7 +74,10 @@ def note_places(model: Any, name: str, adapter: Adapter, load: Load) -> tuple[An
         if adapter.peft_type == "FROD":
             with _real_linears(model, load):
                 return get_peft_model(model, config, name), places
-        return get_peft_model(model, config, name), places
+        peft = get_peft_model(model, config, name)
+        if adapter.peft_type == "VBLORA":  # otherwise made with the first layer
+            peft.base_model._init_vblora_vector_bank(config, name)
+        return peft, places
 
 
 def shared_indices(peft: Any, name: str, places: Sequence[Place]) -> dict[str, dict[str, Any]]:

@@ -52,8 +52,6 @@ def prove_whole(
     pattern = getattr(config, "rank_pattern", None)
     if adapter.peft_type == "ADALORA":  # PEFT would look for layers that are not there
         config.rank_pattern = None
-    if adapter.peft_type == "VBLORA":  # and here for what it makes with the first layer
-        model.base_model._init_vblora_vector_bank(config, name)
     expected, with_embeddings = _saved(model, name)
     if adapter.peft_type == "ADALORA":
         config.rank_pattern = pattern

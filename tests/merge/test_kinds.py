@@ -177,15 +177,30 @@ def test_config_that_peft_refuses(tiny_llama: Path, tmp_path: Path) -> None:
     adapter = make_kind(tiny_llama, KINDS["VeRA"], tmp_path / "adapter")
     file = adapter / "adapter_config.json"
     config = json.loads(file.read_text())
-    refused = "PEFT refuses it on"
+    told = "PEFT refuses it on"
     for change, words in (
-        ({"target_modules": ["nowhere"]}, refused),
+        ({"target_modules": ["nowhere"]}, told),
+        ({"projection_prng_key": "four"}, told),
         ({"r": "four"}, "r is 'four', not a whole number"),
         ({"target_modules": 5}, "target_modules is 5, not a name"),
     ):
         file.write_text(json.dumps(config | change))
         with pytest.raises(InputRefusedError, match=words):
             merge(tmp_path / f"out{len(list(tmp_path.iterdir()))}", tiny_llama, [adapter])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [("Uni-LoRA", {"proj_seed": -1}), ("VB-LoRA", {"vector_length": [[0, 1]]})],
+)
+def test_values_that_peft_uses_once_for_all_layers(
+    kind: str, change: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    adapter = make_kind(tiny_llama, KINDS[kind], tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputRefusedError, match="PEFT refuses it on"):
+        merge(tmp_path / "out", tiny_llama, [adapter])
 
 
 def test_unknown_fields_are_told(tiny_llama: Path, tmp_path: Path) -> None:

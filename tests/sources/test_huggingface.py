@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,27 +20,10 @@ from edgetune.recipe import Recipe, load_recipe
 from edgetune.sources.huggingface import ADAPTER_FILES, BASE_FILES, find_checkpoint, find_folder
 from edgetune.sources.resolve import resolve
 from tests.merge.merged import merge
+from tests.sources.hub import cache
 from tests.tiny import make_adapter
 
 MAIN, OLD = "1" * 40, "2" * 40
-
-
-def cache(hub: Path, identifier: str, commit: str, files: Path, *refs: str) -> Path:
-    """A folder's files as huggingface_hub lays them into its cache; the snapshot."""
-    place = hub / f"models--{identifier.replace('/', '--')}"
-    snapshot = place / "snapshots" / commit
-    for file in sorted(p for p in files.rglob("*") if p.is_file()):
-        blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, blob)
-        link = snapshot / file.relative_to(files)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-    for ref in refs:
-        path = place / "refs" / ref
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(commit)
-    return snapshot
 
 
 @pytest.fixture
@@ -205,6 +187,28 @@ def test_neither_code_nor_pickles_nor_copies_are_asked_for(
         ignore_patterns=asked["ignore_patterns"],
     )
     assert list(names) == kept
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_pickles_are_asked_for_where_there_is_nothing_else(
+    safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    snapshot = tmp_path / MAIN
+    snapshot.mkdir()
+    if safe:
+        (snapshot / "model.safetensors").write_bytes(b"")
+    asked = []
+
+    def note(*rest: Any, **options: Any) -> str:
+        asked.append((options["revision"], "pytorch_model*.bin" in options["allow_patterns"]))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", note)
+    found = find_checkpoint("acme/x", "v1", pickled=True)
+    assert asked == [("v1", False)] + ([] if safe else [(MAIN, True)])
+    assert found.origin.as_json() == {"name": "acme/x", "revision": "v1", "commit": MAIN}
 
 
 def test_a_snapshot_in_part_is_told(hub: Path) -> None:

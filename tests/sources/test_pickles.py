@@ -15,9 +15,13 @@ from edgetune.__main__ import run
 from edgetune.checkpoint.adapter import read_adapter
 from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.errors import InputRefusedError, MissingError
+from edgetune.files import sha256_of_file
+from edgetune.recipe import Recipe
 from edgetune.sources import pickles
 from edgetune.sources.pickles import adapter_from_pickle, checkpoint_from_pickle
+from edgetune.sources.resolve import resolve
 from tests.sources.hostile import HOSTILE, archive, laughs
+from tests.sources.hub import cache
 from tests.tiny import make_adapter
 
 pytestmark = pytest.mark.line
@@ -203,6 +207,52 @@ def test_the_line_merges_it_once(
         assert entry["steps"][0]["cached"], "the key depends on the pickle, not on where it went"
     assert not list(left.iterdir())
     assert (Path(entry["steps"][0]["path"]) / "model.safetensors").is_file()
+
+
+def test_hub_ids_stay_what_they_are(
+    tiny_llama: Path, pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, commit = tmp_path / "hub", "1" * 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    pickle_weights(base, {"model.safetensors": "pytorch_model.bin"})
+    cache(hub, "acme/tiny", commit, base, "main")
+    cache(hub, "acme/lora", commit, pickled, "main")
+    recipe = Recipe.model_validate(
+        {"name": "x", "base": "acme/tiny", "adapters": ["acme/lora@main"], "base_before": None}
+    )
+    inputs, problems = resolve(recipe)
+    assert inputs is None
+    assert [("--allow-pickle" in p.hint) for p in problems] == [True, True]
+    into = tmp_path / "into"
+    into.mkdir()
+    inputs, problems = resolve(recipe, into)
+    assert not problems
+    assert inputs is not None
+    (adapter,) = inputs.adapters
+    assert (adapter.origin.name, adapter.origin.commit) == ("acme/lora", commit)
+    assert (inputs.base_origin.name, inputs.base_origin.commit) == ("acme/tiny", commit)
+    assert adapter.adapter.path.name == "lora"
+    assert inputs.base.path.name == "tiny"
+    assert adapter.adapter.path.is_relative_to(into)
+    assert adapter.digests.keys() == {"adapter_config.json", BIN}
+    assert "pytorch_model.bin" in inputs.base_digests
+    assert adapter.digests[BIN] == sha256_of_file(pickled / BIN)
+
+
+def test_its_tokenizer_comes_along(tiny_llama: Path, pickled: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_llama / name, pickled / name)
+    templates = pickled / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tools.jinja").write_text("x")
+    expected = read_adapter(pickled, pickled=True)
+    found, digests = adapter_from_pickle(pickled, tmp_path, "tuned")
+    assert found.tokenizer_files == expected.tokenizer_files
+    assert len(found.tokenizer_files) == 3
+    assert digests.keys() == {*expected.files}
+    for name in found.tokenizer_files:
+        assert (found.path / name).read_bytes() == (pickled / name).read_bytes()
 
 
 def test_inspect_says_what_it_is(pickled: Path, capsys: pytest.CaptureFixture[str]) -> None:
