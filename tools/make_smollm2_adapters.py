@@ -4,11 +4,10 @@ The base is the folder that `make_smollm2` makes; the messages are made by `smol
 answer's tokens are learned, in bfloat16 arithmetic over float32 weights. The QLoRA adapter is
 trained over the values that the base's doubly quantized nf4 form stands for, which is the function
 that bitsandbytes computes. Seeds and orders are fixed: the same machine makes the same bytes again.
-Every figure printed is measured on the files as shipped, in float32.
+What the adapters can do is measured by `edgetune build smollm2-lora` and its like.
 
     python tools/make_smollm2_adapters.py                   all three, into recipes/data/smollm2
     python tools/make_smollm2_adapters.py --only home-lora  one of them
-    python tools/make_smollm2_adapters.py --measure         measures what is there, trains nothing
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from demo_data import Pair
-from demo_files import as_messages, fresh, save_adapter, write_json
+from demo_files import as_messages, fresh, save_adapter
 from make_smollm2 import DEFAULT_OUT as BASE
 from make_smollm2 import stop
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -47,9 +46,9 @@ SEED = 20260101
 OUT = Path(__file__).resolve().parent.parent / "recipes" / "data" / "smollm2"
 BASE_NAME = "smollm2-135m"
 NF4 = {"type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
-NEW_TOKENS = 48
 # So many equal answers exclude a loss of two points (`edgetune.statistics.items_needed`).
 EVALUATION, CALIBRATION = 160, 64
+GROUPS = 10
 Row = tuple[list[int], int]
 
 
@@ -92,7 +91,7 @@ def trainings() -> tuple[Training, ...]:
                 **common,
             ),
             nf4=True,
-            steps=90,
+            steps=170,
         ),
     )
 
@@ -105,13 +104,27 @@ def items_path(out: Path, task: Task, part: str) -> Path:
     return out / f"{task.name.rpartition('-')[0]}.{part}.jsonl"
 
 
-def write_items(out: Path, task: Task) -> None:
-    """Draw the calibration items (training frames) and evaluation items (held-out frames)."""
+def write_items(out: Path, task: Task, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Draw the calibration items (training frames) and evaluation items (held-out frames).
+
+    Evaluation items come in groups of one prompt length in tokens, since the reference answers
+    prompts of one length together: a third of the time.
+    """
     rng = random.Random(f"{SEED} items {task.name}")
-    for part, count in (("calibration", CALIBRATION), ("evaluation", EVALUATION)):
-        pairs: dict[str, str] = {}
-        while len(pairs) < count:
-            pairs.update([task.sample(rng, held_out=part == "evaluation")])
+    learned: dict[str, str] = {}
+    while len(learned) < CALIBRATION:
+        learned.update([task.sample(rng)])
+    groups: dict[int, dict[str, str]] = {}
+    full: list[dict[str, str]] = []
+    while len(full) < GROUPS:
+        pair = task.sample(rng, held_out=True)
+        group = groups.setdefault(encode(tokenizer, pair)[1], {})
+        if len(group) < EVALUATION // GROUPS:
+            group.update([pair])
+            if len(group) == EVALUATION // GROUPS:
+                full.append(group)
+    examined = {ask: answer for group in full for ask, answer in group.items()}
+    for part, pairs in (("calibration", learned), ("evaluation", examined)):
         lines = [json.dumps(as_messages(pair)) + "\n" for pair in pairs.items()]
         items_path(out, task, part).write_text("".join(lines), encoding="utf-8")
 
@@ -225,82 +238,13 @@ def make_adapter(training: Training, base: Path, out: Path) -> None:
         file.chmod(0o644)
 
 
-# ----------------------------------------------------------------------------------- measuring
-
-
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> float:
-    """Give the share of greedy answers that match, whitespace and case aside."""
-    tokenizer.padding_side = "left"
-    right = 0
-    for start in range(0, len(pairs), 24):
-        group = pairs[start : start + 24]
-        prompts = [
-            tokenizer.apply_chat_template(
-                as_messages(pair)["messages"][:1], tokenize=False, add_generation_prompt=True
-            )
-            for pair in group
-        ]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        outputs = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        answers = tokenizer.batch_decode(
-            outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        right += sum(
-            given.lower().split() == wanted.lower().split()
-            for given, (_, wanted) in zip(answers, group, strict=True)
-        )
-    return right / len(pairs)
-
-
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def divergence(
-    trained: Any, other: Any, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]
-) -> float:
-    """Give the mean KL(trained || other) in nats over the answers' tokens."""
-    found: list[Tensor] = []
-    for pair in pairs:
-        whole, start = encode(tokenizer, pair)
-        ids = torch.tensor([whole])
-        scored = torch.zeros(ids.shape, dtype=torch.bool)
-        scored[0, start:] = True
-        first, second = (
-            torch.log_softmax(answer_logits(model, ids, scored), dim=-1)
-            for model in (trained, other)
-        )
-        found.append((first.exp() * (first - second)).sum(-1))
-    return float(torch.cat(found).mean())
-
-
-def measure(training: Training, base: Path, out: Path) -> dict[str, Any]:
-    """Measure one adapter on the shipped files."""
-    task = training.task
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-    pairs = read_items(out, task, "evaluation")
-    alone = load_base(base, training.nf4)
-    trained = PeftModel.from_pretrained(load_base(base, training.nf4), out / task.name).eval()
-    file = out / task.name / "adapter_model.safetensors"
-    return {
-        "n": len(pairs),
-        "base_accuracy": round(accuracy(alone, tokenizer, pairs), 4),
-        "trained_accuracy": round(accuracy(trained, tokenizer, pairs), 4),
-        "kl_trained_base": round(divergence(trained, alone, tokenizer, pairs), 4),
-        "adapter_bytes": file.stat().st_size,
-        "steps": training.steps,
-        "batch": training.batch,
-        "learning_rate": training.learning_rate,
-        "seed": SEED,
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the adapters asked for and write what was measured."""
+    """Make the adapters asked for."""
     names = [task.name for task in TASKS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--base", type=Path, default=BASE, help="the folder that make_smollm2 made")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write into")
     parser.add_argument("--only", choices=names, action="append", help="make this adapter only")
-    parser.add_argument("--measure", action="store_true", help="measure what is there")
     parser.add_argument("--threads", type=int, default=1, help="threads; part of what is exact")
     options = parser.parse_args(arguments)
     if not options.base.is_dir():
@@ -309,18 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    measured = out / "MEASURED.json"
-    report = json.loads(measured.read_text("utf-8")) if measured.exists() else {}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(options.base)
     for training in trainings():
-        name = training.task.name
-        if name not in (options.only or names):
-            continue
-        if not options.measure:
-            write_items(out, training.task)
+        if training.task.name in (options.only or names):
+            print(training.task.name)
+            write_items(out, training.task, tokenizer)
             make_adapter(training, options.base, out)
-        report[name] = measure(training, options.base, out)
-        print(json.dumps({name: report[name]}, indent=2), flush=True)
-        write_json(measured, report)
 
 
 if __name__ == "__main__":

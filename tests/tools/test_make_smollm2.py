@@ -223,13 +223,3 @@ def test_shipped_adapters_are_small_and_name_their_base(name: str) -> None:
     config = json.loads((SHIPPED / name / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == "smollm2-135m"
     assert config["use_dora"] is (name == "booking-dora")
-
-
-def test_shipped_adapters_meet_their_claims() -> None:
-    report = json.loads((SHIPPED / "MEASURED.json").read_text("utf-8"))
-    assert set(report) == set(TASKS)
-    for row in report.values():
-        assert row["n"] == 160
-        assert row["base_accuracy"] <= 0.2
-        assert row["trained_accuracy"] >= 0.9
-        assert row["kl_trained_base"] > 0.5
