@@ -182,6 +182,8 @@ def test_no_emulator_outlives_the_command(demo: Path, tmp_path: Path, how: int) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # Under a shell's `&` or nohup SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         guests = _wait_for_guest(started.pid)
