@@ -129,6 +129,8 @@ class Tokenizer(Part):
     mismatches: Count
     skipped: Count = 0
     differences: list[dict[str, Any]] = Field(default_factory=list)
+    # Unicode normal forms applied before onnxruntime-genai's tokenizer, which leaves them out.
+    normalized: list[str] = Field(default_factory=list)
 
 
 class Emulated(Part):

@@ -13,6 +13,7 @@ from edgetune.report.words import (
     headline,
     megabytes,
     nats,
+    normalization_note,
     not_measured,
     percent,
     plain,
@@ -57,6 +58,8 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     lines += [f"lost     {text}" for text in what_was_lost(report, judgement)]
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     lines += [f"note     {text}" for text in not_measured(judgement)]
+    if text := normalization_note(report):
+        lines.append(f"note     {text}")
     lines.append(f"measured {where_measured(report)}")
     if text := what_was_emulated(report):
         lines.append(f"emulated {text}")

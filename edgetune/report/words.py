@@ -152,3 +152,14 @@ def _drop_sentence(report: Report, metric: str, limit: float) -> str:
             f"ones became wrong, {flips['gained']} wrong ones right"
         )
     return text
+
+
+def normalization_note(report: Report) -> str | None:
+    """What a program must do that calls onnxruntime-genai itself; None where it need not."""
+    forms = report.tokenizer.normalized
+    if not forms:
+        return None
+    return (
+        f"the model reads text in the normal form {', '.join(forms)}; onnxruntime-genai does not "
+        "normalize it, edgetune does, and so must a program that calls onnxruntime-genai itself"
+    )

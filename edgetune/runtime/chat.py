@@ -11,6 +11,7 @@ from edgetune.errors import UsageError
 from edgetune.files import read_json
 from edgetune.runtime.decoder import generate
 from edgetune.runtime.session import OpenPackage, open_package
+from edgetune.runtime.text import encode
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Chat:
         if not raw and self.has_template:
             messages = json.dumps([{"role": "user", "content": text}], ensure_ascii=False)
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return [int(token) for token in tokenizer.encode(text)]
+        return encode(self.opened, text)
 
     @property
     def has_template(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgetune.errors import InputRefusedError
 from edgetune.runtime.session import OpenPackage
+from edgetune.runtime.text import encode, normal_forms
 from edgetune.validate.self_test import SelfTest
 
 _MOST_LISTED = 50
@@ -35,8 +36,10 @@ Difference = dict[str, Any]
 
 
 def tokenizer_parity(opened: OpenPackage, self_test: SelfTest) -> dict[str, Any]:
-    """The report's `tokenizer` section: {cases, mismatches, skipped, differences}.
+    """The report's `tokenizer` section: {cases, mismatches, skipped, differences,
+    normalized}.
 
+    `normalized`: the Unicode normal forms applied first, which onnxruntime-genai leaves out.
     `differences` lists the first 50. Skipped and counted: text with a NUL (onnxruntime-genai takes
     C strings, which end there), and templates that print today's date. Raises InputRefusedError
     for cases that are not of the agreed form.
@@ -57,6 +60,7 @@ def tokenizer_parity(opened: OpenPackage, self_test: SelfTest) -> dict[str, Any]
         "mismatches": len(found),
         "skipped": skipped,
         "differences": [_shortened(row) for row in found[:_MOST_LISTED]],
+        "normalized": normal_forms(opened),
     }
 
 
@@ -102,7 +106,7 @@ def _compare_settings(
 
 def _encode(opened: OpenPackage, text: str) -> list[int] | str:
     try:
-        return [int(token) for token in opened.tokenizer.encode(text)]
+        return encode(opened, text)
     except (RuntimeError, UnicodeEncodeError) as why:
         return f"refused: {why}"
 

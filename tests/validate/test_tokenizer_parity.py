@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,10 @@ def _opened(search: Mapping[str, Any] | None = None, **model: Any) -> Any:
     config = {"model": {"eos_token_id": 4, **model}, "search": search or {}}
     eos = config["model"]["eos_token_id"]
     ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    return SimpleNamespace(tokenizer=FakeTokenizer(), config=config, eos_token_ids=ids)
+    return SimpleNamespace(
+        tokenizer=FakeTokenizer(), config=config, eos_token_ids=ids,
+        variant=SimpleNamespace(folder=Path("nowhere")),
+    )  # fmt: skip
 
 
 def _self_test(cases: Mapping[str, Any] = CASES, **facts: Any) -> Any:
