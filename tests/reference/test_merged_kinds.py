@@ -71,6 +71,7 @@ def test_a_build_s_parity(case: str, request: pytest.FixtureRequest, tmp_path: P
         "evaluation": str(write_chats(tmp_path / "chats.jsonl", CHATS)),
         "seed": 0,
         "threads": 1,
+        "layered": False,
     }
     out.mkdir()
     facts = reference_step(job, out, lambda _: None)
