@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -188,12 +189,16 @@ def _make(step: Step, store: Path, work: Path, progress: StepProgress) -> StepRe
         log=store / "logs" / f"{step.name}-{step.key}.log",
         progress=progress.update,
     )
-    settle_folder(work)
+    # The disk writes while the files are read back from memory and digested.
+    with ThreadPoolExecutor(1) as pool:
+        settled = pool.submit(settle_folder, work)
+        files = digests_of_folder(work, step.payload_without)
+        settled.result()
     return StepRecord(
         name=step.name,
         key=step.key,
         inputs=dict(step.inputs),
-        files=digests_of_folder(work, step.payload_without),
+        files=files,
         facts=facts,
         seconds=round(time.monotonic() - started, 3),
         peak_rss_mb=peak,
