@@ -53,7 +53,9 @@ def estimate(
     `layered`: run layer by layer."""
     shapes = _shapes(base)
     weights = sum(math.prod(shape) for shape in shapes.values())
-    graph_bytes = predict_graph_bytes(base.config, shapes, base.tied, scheme, group_size)
+    graph_bytes, scale_bytes = predict_graph_bytes(
+        base.config, shapes, base.tied, scheme, group_size
+    )
     # Linears are stored in float32 where an adapter may touch them; the rest as it was.
     merged = sum(
         math.prod(shape) * (4 if adapted and _is_linear(name, shape) else 2)
@@ -63,7 +65,7 @@ def estimate(
     return Estimates(
         merged_bytes=merged,
         graph_bytes=graph_bytes,
-        device_memory_bytes=predict_memory_bytes(graph_bytes),
+        device_memory_bytes=predict_memory_bytes(graph_bytes, scale_bytes),
         cache_token_bytes=cache_bytes_per_token(base.config),
         build_memory_bytes=build_memory_bytes(base),
         # The graph lies in the store, in the package, and twice more while it is exported.

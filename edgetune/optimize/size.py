@@ -15,10 +15,11 @@ from edgetune.optimize.schemes import Scheme
 _FLOAT_BYTES = 4
 # Of the graph without its weights: nodes and names of one layer (measured: 7.7 to 8.3 kB).
 _NODES_BYTES = 8_000
-# onnxruntime-genai with nothing open, and what opening adds to a weight: the file is read, and the
-# products' weights are laid out anew for the kernels (measured; see docs/performance.md).
+# onnxruntime-genai with nothing open, and what a byte of weights and one of scales come to when a
+# graph is opened: the file is read, and the products' weights are laid out anew for the kernels
+# (measured; see docs/performance.md).
 _RUNTIME_BYTES = 95_000_000
-_OPENING = 1.5
+_WEIGHTS, _SCALES = 1.45, 3.3
 
 
 def predict_graph_bytes(
@@ -27,14 +28,16 @@ def predict_graph_bytes(
     tied: bool,
     scheme: Scheme,
     group_size: int | None,
-) -> int:
-    """model.onnx and its data, in bytes, of a checkpoint with these config.json and tensors.
+) -> tuple[int, int]:
+    """(model.onnx and its data, the scales in it), in bytes, of a checkpoint with these config.json
+    and tensors.
 
     A quantized matrix [outputs, inputs] takes its bits and a float32 scale for each group of a
     row, the last one filled up; the embedding stays in float32 unless it is tied to the head.
     """
     group_size = group_size or scheme.group_size
     total = _rotary_bytes(config) + _NODES_BYTES * (int(config.get("num_hidden_layers") or 0) + 1)
+    scales = 0
     for name, shape in shapes.items():
         if tied and name == HEAD and EMBEDDING in shapes:
             continue
@@ -43,13 +46,14 @@ def predict_graph_bytes(
             total += math.prod(shape) * _FLOAT_BYTES
         else:
             groups = shape[0] * -(-shape[1] // group_size)
-            total += groups * (group_size * scheme.weight_bits // 8 + _FLOAT_BYTES)
-    return total
+            total += groups * group_size * scheme.weight_bits // 8
+            scales += groups * _FLOAT_BYTES
+    return total + scales, scales
 
 
-def predict_memory_bytes(graph_bytes: int) -> int:
+def predict_memory_bytes(graph_bytes: int, scale_bytes: int) -> int:
     """The largest resident set of a process that opens the graph and answers shortly."""
-    return _RUNTIME_BYTES + int(_OPENING * graph_bytes)
+    return _RUNTIME_BYTES + int(_WEIGHTS * (graph_bytes - scale_bytes) + _SCALES * scale_bytes)
 
 
 def cache_bytes_per_token(config: Mapping[str, Any]) -> int:
