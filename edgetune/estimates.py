@@ -20,7 +20,7 @@ from edgetune.optimize.size import (
 )
 
 # The reference step beside the weights: torch and transformers, and one forward pass.
-_TORCH_BYTES = 1_000_000_000
+_TORCH_BYTES = 600_000_000
 # How much of a device's memory a package may take: the system and its user need the rest.
 _USABLE_MEMORY = 0.8
 
@@ -74,8 +74,10 @@ def estimate(
 
 
 def build_memory_bytes(base: CheckpointFolder) -> int:
-    """Predicted memory of the largest step: the trained model in float32, and the libraries."""
-    return 4 * sum(math.prod(shape) for shape in _shapes(base).values()) + _TORCH_BYTES
+    """Predicted peak of the largest step: the trained model in float32, the pages of the files it
+    was loaded from, and the libraries."""
+    weights = sum(math.prod(shape) for shape in _shapes(base).values())
+    return 4 * weights + base.weight_bytes + _TORCH_BYTES
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:

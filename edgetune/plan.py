@@ -25,9 +25,8 @@ from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
 from edgetune.providers import check_kernels, find_provider
 from edgetune.recipe import Recipe
 
-# Of the memory that is free when a build is planned: others will want some. With nine tenths the
-# system killed the reference step of a model of 15 GB.
-_HELD = 0.7
+# Of the memory that is free when a build is planned: others will want some.
+_HELD = 0.9
 _TOKENIZERS = {
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
     "sentencepiece.bpe.model",
