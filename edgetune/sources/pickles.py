@@ -37,7 +37,7 @@ from edgetune.files import copy_file, difference, sha256_of_file
 _FUNCTION = "edgetune.checkpoint.pickles:convert_step"
 _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
 _BYTES_A_SECOND = 50_000_000
-_SECONDS = 5  # of processor time, besides
+_SECONDS = 10  # of processor time, besides
 _WAIT_S = 60  # of wall time, besides
 _SAFE = "where you trust it, load it with PyTorch and save its tensors as safetensors"
 
