@@ -13,6 +13,8 @@ import pytest
 from tests.merge.merged import FP4, NF4, NF4_DOUBLE, merge, parity
 from tests.tiny import build_base, build_four_bit, make_adapter
 
+pytestmark = pytest.mark.line
+
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 

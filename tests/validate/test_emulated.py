@@ -28,6 +28,8 @@ from edgetune.validate.validate import validate_step
 from tests.tiny_package import VARIANT, copy_of, sign
 from tests.validate.fakes import make_item, make_self_test
 
+pytestmark = pytest.mark.line
+
 EMULATION = Emulation("x86_64", "Haswell", "", "/bin/qemu", "qemu-x86_64 7.2", None, ())
 
 
