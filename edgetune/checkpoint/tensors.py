@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,15 +169,25 @@ def write_safetensors(
         place = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the first tensor is aligned to eight bytes
-    with path.open("wb") as file:
+    # One block is written while the next one is made; no more than two are held.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
         file.write(len(text).to_bytes(8, "little") + text)
+        last: Future[int] | None = None
         for output in ordered:
             told(output.name)
-            written = sum(file.write(_bytes_of(block, output)) for block in output.blocks())
-            if written != output.nbytes:
-                msg = f"{path}: {output.name} got {written} bytes instead of {output.nbytes}"
+            made = 0
+            for block in output.blocks():
+                values = _bytes_of(block, output)
+                made += values.nbytes
+                if last is not None:
+                    last.result()
+                last = pool.submit(file.write, values)
+            if made != output.nbytes:
+                msg = f"{path}: {output.name} got {made} bytes instead of {output.nbytes}"
                 raise StepFailedError(msg, "this is an error in edgetune; please report it")
             _give_memory_back()
+        if last is not None:
+            last.result()
 
 
 def _give_memory_back() -> None:
