@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.artifact import StepResult
+from edgetune.child import prepare_child
 from edgetune.console import print_warning
 from edgetune.errors import (
     GATE_FAILED,
@@ -27,6 +28,7 @@ from edgetune.files import is_out_of_space, locked, read_json
 from edgetune.host import Host, probe_host
 from edgetune.line import (
     STEPS,
+    merge_libraries,
     merge_step,
     optimize_step,
     package_step,
@@ -35,6 +37,7 @@ from edgetune.line import (
 )
 from edgetune.plan import Plan, warnings_of
 from edgetune.planning import emulation_of
+from edgetune.recipe import Recipe
 from edgetune.report.publish import publish_report
 from edgetune.step import (
     Step,
@@ -68,6 +71,12 @@ class Build:
         }
 
 
+def prepare_builds(recipe: Recipe, out: Path) -> None:
+    """While the plan is made, let the child of the first step import its libraries."""
+    if not any((out / "steps").glob("merge-*")):
+        prepare_child(merge_libraries(recipe))
+
+
 def run_builds(plans: Sequence[Plan], out: Path, until: str = STEPS[-1]) -> list[Build]:
     """Run the line for plans of one recipe. Raises the error of the step that fails."""
     try:
@@ -85,13 +94,16 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
     store = open_store(out)
     reached = STEPS[: STEPS.index(until) + 1]
 
-    checkpoint = run_step(merge_step(plans[0]), store)
+    reference = reference_step(plans[0], store)
+    graph = optimize_step(plans[0], store) if "optimize" in reached else None
+    measures = "reference" in reached and until != "optimize"
+    checkpoint = run_step(merge_step(plans[0]), store, then=reference if measures else graph)
     for warning in checkpoint.facts.get("warnings", []):
         if warning not in warnings_of(plans[0].inputs):  # these were told with the plan
             print_warning(warning)
     shared = [checkpoint]
-    if "reference" in reached and until != "optimize":
-        shared.append(run_step(reference_step(plans[0], store), store))
+    if measures:
+        shared.append(run_step(reference, store, then=graph))
     graphs: dict[str, StepResult] = {}
     for plan in plans:
         if "optimize" in reached and plan.variant not in graphs:

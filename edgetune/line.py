@@ -11,14 +11,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgetune.child import Libraries
 from edgetune.device import THIS_MACHINE
 from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
 from edgetune.optimize.workflow import make_workflow
 from edgetune.plan import Inputs, Plan
+from edgetune.recipe import Recipe
 from edgetune.step import Step, path_of, versions_of
 
+# Only a 4-bit base needs bitsandbytes, and PEFT takes seconds to import it.
+_UNUSED = ("bitsandbytes",)
 STEPS = ("merge", "reference", "optimize", "package", "validate")
 _MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")
 _OPTIMIZE_TOOLS = (
@@ -74,6 +78,7 @@ def merge_step(plan: Plan) -> Step:
             "code": code_digest("checkpoint", "merge"),
             **versions_of(*_MERGE_TOOLS),
         },
+        libraries=merge_libraries(recipe, packed=bool(inputs.base.packed)),
     )
 
 
@@ -102,6 +107,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "seed": SEED,
             "code": code_digest("checkpoint", "merge", "reference", "tasks"),
         },
+        libraries=_torch_libraries(recipe, bool(inputs.base.packed), "reference.reference"),
     )
 
 
@@ -128,7 +134,19 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "code": code_digest("optimize", "providers"),
             **versions_of(*_OPTIMIZE_TOOLS),
         },
+        libraries=Libraries(("edgetune.optimize.optimize", "edgetune.optimize.olive"), _UNUSED),
     )
+
+
+def merge_libraries(recipe: Recipe, *, packed: bool = False) -> Libraries:
+    """What the merge imports; `packed`: the base is stored in 4 bits."""
+    return _torch_libraries(recipe, packed, "merge.merge")
+
+
+def _torch_libraries(recipe: Recipe, packed: bool, room: str) -> Libraries:
+    four_bit = packed or recipe.base.trained_as is not None
+    names = (f"edgetune.{room}", "peft", "transformers", "accelerate")
+    return Libraries(names, () if four_bit else _UNUSED)
 
 
 def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | None = None) -> Step:

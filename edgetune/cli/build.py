@@ -58,11 +58,13 @@ def build(**flags: Any) -> int:
 
 
 def _build(flags: dict[str, Any], pickles: Path | None) -> int:
-    from edgetune.build import exit_code, run_builds
+    from edgetune.build import exit_code, prepare_builds, run_builds
     from edgetune.console import print_json
     from edgetune.planning import note_plans, plan_as_json, plan_builds
 
     recipe = _recipe_of(flags)
+    if not flags["plan_only"]:
+        prepare_builds(recipe, flags["out"])
     plans = plan_builds(recipe, flags["devices"], flags["out"], flags["only"], pickles)
     if flags["plan_only"]:
         if flags["as_json"]:
