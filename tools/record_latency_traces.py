@@ -125,6 +125,8 @@ def main() -> None:
         "others_cpu_shares": shares,
         "others_cpu_limit": options.others if math.isfinite(options.others) else None,
         "sessions_dropped": dropped,
+        # Negative: this recording went before the others' work, as on a machine without them.
+        "niceness": os.nice(0),
         "sessions": sessions,
     }
     old = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else []
