@@ -43,7 +43,7 @@ class Interval(Part):
 class Check(Part):
     """One question with a limit. Its verdict is recomputed, never believed."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,100}$")]
     value: float | None
     low: float | None = None
     high: float | None = None

@@ -39,6 +39,8 @@ FEWEST_ITEMS = 5
 DROP = "_drop"
 # The same check over the figures from an emulated processor.
 EMULATED = "emulated_"
+# A check against a baseline.
+REGRESSION = "_regression"
 # The 95 % quantile of the standard normal distribution.
 _Z = 1.6448536269514722
 # More items than anyone will gather: the figure lies on its limit.
@@ -198,7 +200,8 @@ def figure_of(report: Report, name: str) -> Interval | None:
         if metric is None:
             return None
         # What the package lost: reference − candidate.
-        return Interval(value=-metric.difference, low=-metric.high, high=-metric.low)
+        lost = (0.0 - metric.difference, 0.0 - metric.high, 0.0 - metric.low)
+        return Interval(value=lost[0], low=lost[1], high=lost[2])
     if name not in _FIGURES:
         msg = f"the report has a check {name!r} that this version of edgetune does not know"
         raise InputRefusedError(msg, "update edgetune, or make the report again")

@@ -28,13 +28,9 @@ def per_item(
             None if item.reference_exact is None or right is None else int(right)
             for item, right in zip(self_test.items, exact, strict=True)
         ],
-        "kl_mean": [
-            float(np.mean(kl[where])) if finite[where].all() else None for where in wheres
-        ],
+        "kl_mean": [float(np.mean(kl[where])) if finite[where].all() else None for where in wheres],
         "positions": [where.stop - where.start for where in wheres],
-        "answers": [
-            None if answer is None else _digest(answer) for answer in evaluation.answers
-        ],
+        "answers": [None if answer is None else _digest(answer) for answer in evaluation.answers],
     }
 
 
