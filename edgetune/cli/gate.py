@@ -161,10 +161,6 @@ def _show(outcome: Outcome, flags: Mapping[str, Any]) -> None:
 
 def _self_test(flags: Mapping[str, Any]) -> int:
     """Identical models must pass, what is slower or worse must fail: measured here."""
-    from edgetune.console import print_json, print_result, print_table, step_progress
-    from edgetune.report.gate_table import SELF_TEST_COLUMNS, self_test_rows
-    from edgetune.validate.gate_self_test import self_test_gate
-
     others = ("baseline", "junit", "summary", *_MARGINS)
     given = [f"--{name.replace('_', '-')}" for name in others if flags[name] is not None]
     given += ["--annotations"] if flags["annotations"] else []
@@ -173,6 +169,11 @@ def _self_test(flags: Mapping[str, Any]) -> int:
         named = ", ".join([*map(str, flags["reports"]), *given])
         msg = f"--self-test judges the gate and no report: {named}"
         raise UsageError(msg, "leave it out, or run the gate without --self-test")
+
+    from edgetune.console import print_json, print_result, print_table, step_progress
+    from edgetune.report.gate_table import SELF_TEST_COLUMNS, self_test_rows
+    from edgetune.validate.gate_self_test import self_test_gate
+
     with step_progress("self-test") as progress:
         found = self_test_gate(progress.update)
     right = [check["verdict"] == check["expected"] for check in found["checks"]]

@@ -88,13 +88,14 @@ def _count(element: Element, cases: list[Element]) -> None:
 def clean(text: str) -> str:
     """Text that XML 1.0 can hold: control characters become spaces; ElementTree escapes the rest.
 
-    XML's `Char` excludes the C0 controls but tab and line breaks, surrogates, U+FFFE and U+FFFF.
+    XML's `Char` excludes the C0 controls but tab and line breaks, surrogates, U+FFFE and U+FFFF; a
+    carriage return would come back as a line feed.
     """
     return "".join(c if _is_xml(ord(c)) else " " for c in text)
 
 
 def _is_xml(code: int) -> bool:
-    return code in (0x9, 0xA, 0xD) or (
+    return code in (0x9, 0xA) or (
         code >= 0x20
         and not 0x7F <= code < 0xA0
         and not 0xD800 <= code < 0xE000

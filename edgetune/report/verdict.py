@@ -158,10 +158,10 @@ def _judge_question(question: Question) -> Judged:
 
 
 def _what_would_decide(question: Question, figure: Interval) -> str:
-    if question.samples is None:
-        return "measure more"
     if question.unit == "rounds":
         return "measure again on a quieter machine, both sides"
+    if question.samples is None:
+        return "measure more"
     needed = items_needed(figure, question.limit, question.samples, question.changed)
     if needed is None:
         return f"{question.samples} items were measured, and the figure lies on the limit"

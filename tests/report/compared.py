@@ -57,8 +57,11 @@ def whole(
         checks=[{"required": False, "reason": None, **check} for check in checks],
         examples=[],
     )  # fmt: skip
-    for side, median in (("candidate", answer_ms), ("reference", reference_ms)):
-        times = [median * (1 + noise * sign) for sign in (-1, 1, 0, 0, 1, -1, 0, 1, -1)[:rounds]]
+    for side, median, share in (
+        ("candidate", answer_ms, noise),
+        ("reference", reference_ms, noise / 4),
+    ):
+        times = [median * (1 + share * sign) for sign in (-1, 1, 0, 0, 1, -1, 0, 1, -1)[:rounds]]
         value["latency"][side].update(answer_ms=median, rounds_ms=times)
         value["latency"][side]["intervals"]["answer_ms"] = interval(median, median * noise)
     value["per_item"] = {
