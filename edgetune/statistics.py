@@ -11,7 +11,7 @@ Identical data give an interval of width zero, never NaN; empty or non-finite da
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,52 +138,6 @@ def median(times: npt.ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> I
     data = _finite(times, 2)
     drawn = _medians(data, _picks(len(data), seed, resamples))
     return _percentile_interval(float(np.median(data)), drawn)
-
-
-def ratio_of_runs(
-    new: npt.ArrayLike,
-    old: npt.ArrayLike,
-    new_reference: npt.ArrayLike | None = None,
-    old_reference: npt.ArrayLike | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """median(new) / median(old) of two runs that share no round, [n] and [m] a round each.
-
-    With references, measured in the same rounds, it is the ratio of the two runs' own ratios: what
-    made a whole run slower cancels. Each run's rounds are resampled by themselves, a round's two
-    sides together. Raises ValueError for times that are not positive, or sides of other lengths.
-    """
-    generator = np.random.default_rng(seed)
-    value, drawn = 1.0, np.ones(resamples)
-    for power, run, reference in ((1, new, new_reference), (-1, old, old_reference)):
-        times = _finite(run)
-        below = np.ones_like(times) if reference is None else _finite(reference)
-        if len(below) != len(times) or not ((times > 0) & (below > 0)).all():
-            msg = "a ratio of runs needs positive times, as many on both sides of a run"
-            raise ValueError(msg)
-        picks = generator.integers(0, len(times), size=(resamples, len(times)))
-        value *= float(np.median(times) / np.median(below)) ** power
-        ratios = np.median(times[picks], axis=1) / np.median(below[picks], axis=1)
-        drawn *= ratios**power
-    return _percentile_interval(value, drawn)
-
-
-def ratio_of_estimates(above: Sequence[Interval], below: Sequence[Interval]) -> Interval:
-    """The product of `above` over the product of `below`, independent positive estimates of which
-    only the bounds are known: their distances on the log scale, added in squares (the method of
-    variance estimates recovery; Zou & Donner 2008, Statistics in Medicine 27:1693-1702).
-
-    Raises ValueError for an estimate or a bound that is not positive.
-    """
-    if any(min(e.value, e.low, e.high) <= 0 for e in (*above, *below)):
-        msg = "a ratio of estimates needs positive ones"
-        raise ValueError(msg)
-    value = math.prod(e.value for e in above) / math.prod(e.value for e in below)
-    down = [e.value / e.low for e in above] + [e.high / e.value for e in below]
-    up = [e.high / e.value for e in above] + [e.value / e.low for e in below]
-    less, more = (math.sqrt(sum(math.log(r) ** 2 for r in side)) for side in (down, up))
-    return Interval(value, value * math.exp(-less), value * math.exp(more))
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
