@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetune import statistics
+from edgetune import paired_times, statistics
 from edgetune.errors import EdgetuneError, StepFailedError
 from edgetune.validate.worker import Worker, open_worker
 
@@ -183,7 +183,7 @@ def _seconds_per_answer(side: Side) -> float:
 
 def _figures(side: Side) -> dict[str, Any]:
     """Medians over all answers, with one-sided 95 % bounds in `intervals`."""
-    found = {key: statistics.median(np.array(side.rounds[key])) for key in _TIMES}
+    found = {key: paired_times.median(np.array(side.rounds[key])) for key in _TIMES}
     decode = found["decode_ms_per_token"]
     speed = statistics.Interval(1e3 / decode.value, 1e3 / decode.high, 1e3 / decode.low)
     intervals = {
@@ -203,4 +203,4 @@ def _figures(side: Side) -> dict[str, Any]:
 
 def _ratio(reference: Side, candidate: Side) -> dict[str, float]:
     below, above = reference.rounds["answer_ms"], candidate.rounds["answer_ms"]
-    return statistics.ratio_of_medians(np.array(below), np.array(above)).as_dict()
+    return paired_times.ratio_of_medians(np.array(below), np.array(above)).as_dict()
