@@ -9,9 +9,10 @@ a report may fail, and never passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgetune.report.schema import Interval, Report
+from edgetune.report.slowdown import rounds_of
 from edgetune.report.verdict import Judgement, judge
 from edgetune.report.words import EXACT_MATCH
 
@@ -19,6 +20,8 @@ from edgetune.report.words import EXACT_MATCH
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 # The ratio may be taken by rounds, the two times over all answers.
 _RATIO_RELATIVE = 0.25
+# A block's noise: the median over all answers need not be one of the rounds' own.
+_ROUND_RELATIVE = 0.02
 
 
 def edited_verdicts(report: Report) -> list[str]:
@@ -41,7 +44,7 @@ def contradictions(report: Report) -> list[str]:
         *_checks(report, judge(report)),
         *_metrics(report),
         *_items(report),
-        *_ratio(report),
+        *_times(report),
     ]
 
 
@@ -94,14 +97,32 @@ def _items(report: Report) -> Iterator[str]:
             )
 
 
-def _ratio(report: Report) -> Iterator[str]:
+def _times(report: Report) -> Iterator[str]:
+    """The two times to answer, their ratio and their rounds."""
     latency = report.latency
+    sides = {"candidate": latency.candidate, "reference": latency.reference}
+    rounds = {name: rounds_of(side, "report") for name, side in sides.items()}
+    for name, side in sides.items():
+        if side is not None and rounds[name] and not _within(side.answer_ms, rounds[name]):
+            yield f"latency.{name}: answer_ms {side.answer_ms:g} lies outside its own rounds"
     reference, candidate, ratio = latency.reference, latency.candidate, latency.ratio
-    if reference is None or candidate is None or ratio is None or reference.answer_ms <= 0:
+    if reference is None or candidate is None or ratio is None:
         return
-    own = candidate.answer_ms / reference.answer_ms
-    if not math.isclose(own, ratio.value, rel_tol=_RATIO_RELATIVE):
-        yield f"latency.ratio: {ratio.value:.3g}, its two times to answer give {own:.3g}"
+    below, above = (rounds[name] for name in ("reference", "candidate"))
+    if below and len(below) == len(above):
+        each = [a / b for a, b in zip(above, below, strict=True)]
+        if not _within(ratio.value, each):
+            yield f"latency.ratio: {ratio.value:.3g} lies outside its own rounds"
+    elif reference.answer_ms > 0:
+        own = candidate.answer_ms / reference.answer_ms
+        if not math.isclose(own, ratio.value, rel_tol=_RATIO_RELATIVE):
+            yield f"latency.ratio: {ratio.value:.3g}, its two times to answer give {own:.3g}"
+
+
+def _within(value: float, rounds: Sequence[float]) -> bool:
+    """A median over all answers lies among the medians of the rounds, or close by."""
+    room = 1 + _ROUND_RELATIVE
+    return min(rounds) / room <= value <= max(rounds) * room
 
 
 def _same(one: float | None, other: float | None) -> bool:

@@ -60,6 +60,7 @@ class Question:
     required: bool = False
     reason: str | None = None
     samples: int | None = None
+    fewest: int = FEWEST_ITEMS
     unit: Literal["items", "rounds"] = "items"
     changed: int | None = None
     words: str = ""
@@ -148,10 +149,10 @@ def _judge_question(question: Question) -> Judged:
         verdict = "not measured"
     else:
         verdict, reason = decide(figure, limit, bad), None
-        samples, unit = question.samples, question.unit
-        if samples is not None and samples < FEWEST_ITEMS and verdict != "fail":
+        samples, fewest = question.samples, question.fewest
+        if samples is not None and samples < fewest and verdict != "fail":
             verdict = "inconclusive"
-            reason = f"{samples} {unit} are too few, {FEWEST_ITEMS} are the least that can tell"
+            reason = f"{samples} {question.unit} are too few, {fewest} are the least that can tell"
         elif verdict == "inconclusive":
             reason = f"the limit lies between the bounds: {_what_would_decide(question, figure)}"
     return Judged(name, bad, figure, limit, verdict, question.required, reason, question.words)

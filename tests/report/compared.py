@@ -52,7 +52,7 @@ def whole(
         fidelity__positions=items * POSITIONS,
         fidelity__flips={"answers": items, "changed": lost + gained, "lost": lost,
                          "gained": gained},
-        latency__ratio=interval(answer_ms / reference_ms, 0.01),
+        latency__ratio=interval(answer_ms / reference_ms, noise * answer_ms / reference_ms),
         environment__versions={"edgetune": "0.1.0", "torch": "2.10"},
         checks=[{"required": False, "reason": None, **check} for check in checks],
         examples=[],

@@ -130,6 +130,11 @@ def nothing(world: World) -> None:
     """The command alone is wrong."""
 
 
+def better_ratio(world: World) -> None:
+    put(world.path("new.json"), whole(latency__candidate__rounds_ms=None))
+    change("new.json", latency__ratio={"value": 0.1, "low": 0.1, "high": 0.1})(world)
+
+
 def two_baselines(world: World) -> None:
     for name in ("a", "b"):
         put(world.path(f"folder/{name}.json"), whole(examples=[{"id": name}]))
@@ -209,7 +214,10 @@ ROWS: list[tuple[str, Spoil, str, int, str]] = [
     ("a worse item", change("new.json", per_item__exact__20=0), ONE, 4,
      "exact_match: 0.95 of 240 in all, 0.945833 of 240 over the items"),
     ("a better ratio", change("new.json", latency__ratio={"value": 0.1, "low": 0.1, "high": 0.1}),
-     ONE, 4, "its two times to answer give 0.25"),
+     ONE, 4, "latency.ratio: 0.1 lies outside its own rounds"),
+    ("a better ratio without rounds", better_ratio, ONE, 4, "its two times to answer give 0.25"),
+    ("a better time", change("new.json", latency__candidate__answer_ms=150.0), ONE, 4,
+     "latency.candidate: answer_ms 150 lies outside its own rounds"),
     ("items left out", change("new.json", fidelity__items=239), ONE, 4, "239 with 3600"),
     ("a worse baseline", change("old.json", per_item__kl_mean=[0.05] * 240), TWO, 4,
      "old.json: it contradicts itself"),
