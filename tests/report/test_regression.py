@@ -151,7 +151,7 @@ def test_rounds_may_be_missing_but_not_bounds(tmp_path: Path) -> None:
     noisy = gated(tmp_path, whole(noise=0.2, **bounded), whole())
     assert check(noisy, TIME).verdict == "inconclusive"
     bare = {**bounded, "latency__candidate__intervals": {}, "latency__reference__intervals": {}}
-    one = gated(tmp_path, whole(**bare), whole())
+    one = gated(tmp_path, whole(latency__ratio=None, **bare), whole())
     assert check(one, TIME).verdict == "not measured"
     assert "neither rounds nor bounds" in (check(one, TIME).reason or "")
 
