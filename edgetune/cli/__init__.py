@@ -11,6 +11,7 @@ import edgetune as package
 from edgetune.cli.build import build
 from edgetune.cli.devices import devices
 from edgetune.cli.doctor import doctor
+from edgetune.cli.gate import gate
 from edgetune.cli.inspect import inspect
 from edgetune.cli.recipes import recipes
 from edgetune.cli.run import run
@@ -31,5 +32,5 @@ def edgetune(debug: bool) -> None:
     del debug  # read by __main__, which shows errors
 
 
-for command in (build, inspect, validate, run, devices, recipes, doctor):
+for command in (build, inspect, validate, gate, run, devices, recipes, doctor):
     edgetune.add_command(command)

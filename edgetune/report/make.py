@@ -37,11 +37,12 @@ def write_verdicts(report: Report) -> dict[str, Any]:
 def _verdicts(judgement: Judgement) -> dict[str, Any]:
     return {
         "verdict": judgement.verdict,
-        "checks": [_as_json(check) for check in judgement.checks],
+        "checks": [check_as_json(check) for check in judgement.checks],
     }
 
 
-def _as_json(check: Judged) -> dict[str, Any]:
+def check_as_json(check: Judged) -> dict[str, Any]:
+    """A judged check as a report carries it."""
     figure = check.figure
     return {
         "name": check.name,

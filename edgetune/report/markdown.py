@@ -8,8 +8,9 @@ from typing import Any
 from edgetune.report.cost import cost_lines
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
-from edgetune.report.verdict import judge
+from edgetune.report.verdict import Judgement, judge
 from edgetune.report.words import (
+    flips_of,
     headline,
     normalization_note,
     not_measured,
@@ -20,37 +21,52 @@ from edgetune.report.words import (
 
 _MARKUP = "\\`*_{}[]|~"
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;", "#": "&#35;"}
-_MARKS = {"pass": "✅ pass", "fail": "❌ **fail**", "inconclusive": "❔ inconclusive"}
+MARKS = {"pass": "✅ pass", "fail": "❌ **fail**", "inconclusive": "❔ inconclusive"}
 
 
-def to_markdown(value: Mapping[str, Any] | Report) -> str:
-    """The report's text: verdict, what was lost in words, table, worst answers, where measured."""
+def to_markdown(
+    value: Mapping[str, Any] | Report,
+    judgement: Judgement | None = None,
+    more: Sequence[str] = (),
+) -> str:
+    """The report's text: verdict, what was lost in words, table, worst answers, where measured.
+
+    `judgement`: one that asks more than the report itself, such as a comparison with a baseline;
+    `more`: lines that stand below the table.
+    """
     report = value if isinstance(value, Report) else parse_report(value)
-    judgement = judge(report)
-    lines = [f"## {_MARKS[judgement.verdict]}: `{report.identifier}`", ""]
-    lines += [f"{headline(judgement)} (variant `{report.variant}`).", ""]
+    judgement = judgement or judge(report)
+    lines = [f"## {MARKS[judgement.verdict]}: `{_code(report.identifier)}`", ""]
+    lines += [f"{headline(judgement)} (variant `{_code(report.variant)}`).", ""]
     losses = list(what_was_lost(report, judgement))
     if losses:
-        lines += ["**What was lost**", "", *(f"- {_text(loss)}" for loss in losses), ""]
+        lines += ["**What was lost**", "", *(f"- {plain_text(loss)}" for loss in losses), ""]
     unclear = list(what_is_unclear(report, judgement))
     if unclear:
-        lines += ["**What could not be decided**", "", *(f"- {_text(u)}" for u in unclear), ""]
-    rows = [[*row[:-1], _MARKS.get(row[-1], row[-1])] for row in table_rows(report)]
-    lines += _table(COLUMNS, rows)
-    lines += ["", *_examples(report, bool(losses or unclear)), *_tokenizer(report)]
+        lines += ["**What could not be decided**", "", *(f"- {plain_text(u)}" for u in unclear), ""]
+    rows = [[*row[:-1], MARKS.get(row[-1], row[-1])] for row in table_rows(report)]
+    lines += markdown_table(COLUMNS, rows)
+    lines += ["", *more]
+    if text := flips_of(report):
+        lines += [f"Flips: {text}.", ""]
+    lines += [*_examples(report, bool(losses or unclear)), *_tokenizer(report)]
     missing = list(not_measured(judgement))
     if missing:
-        lines += ["**Not measured**", "", *(f"- {_text(text)}" for text in missing), ""]
-    lines += [f"Measured: {_text(where_measured(report))}. Bounds are one-sided 95 % bounds.", ""]
+        lines += ["**Not measured**", "", *(f"- {plain_text(text)}" for text in missing), ""]
+    lines += [
+        f"Measured: {plain_text(where_measured(report))}. Bounds are one-sided 95 % bounds.",
+        "",
+    ]
     if costs := list(cost_lines(report)):
-        lines += [f"Cost: {'. '.join(_text(text) for text in costs)}.", ""]
+        lines += [f"Cost: {'. '.join(plain_text(text) for text in costs)}.", ""]
     if emulated := what_was_emulated(report):
-        lines += [f"Emulated: {_text(emulated)}.", ""]
-    lines += [f"Package `{report.package_digest[:16]}`, {_versions(report)}."]
+        lines += [f"Emulated: {plain_text(emulated)}.", ""]
+    lines += [f"Package `{_code(report.package_digest[:16])}`, {_versions(report)}."]
     return "\n".join(lines) + "\n"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, figures right-justified; cells are Markdown already."""
     head = [column or "figure" for column in columns]
     lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
     return lines + [_line(row) for row in rows]
@@ -73,7 +89,7 @@ def _examples(report: Report, shown: bool) -> Iterator[str]:
         [_cell(row, "id"), _cell(row, "expected"), _cell(row, "reference"), _cell(row, "package")]
         for row in report.examples[:5]
     ]
-    yield from _table(("item", "expected", "reference", "package"), rows)
+    yield from markdown_table(("item", "expected", "reference", "package"), rows)
     yield ""
     if not shown:
         yield from ("</details>", "")
@@ -86,7 +102,7 @@ def _tokenizer(report: Report) -> Iterator[str]:
     ]
     if rows:
         yield from ("**Where the tokenizer differs**", "")
-        yield from _table(("kind", "given", "expected", "found"), rows)
+        yield from markdown_table(("kind", "given", "expected", "found"), rows)
         yield ""
     if note := normalization_note(report):
         yield from (f"{note[0].upper()}{note[1:]}.", "")
@@ -95,7 +111,7 @@ def _tokenizer(report: Report) -> Iterator[str]:
 def _cell(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     text = "–" if value is None else str(value)
-    return _text(text if len(text) <= 160 else f"{text[:159]}…")
+    return plain_text(text if len(text) <= 160 else f"{text[:159]}…")
 
 
 def _versions(report: Report) -> str:
@@ -103,7 +119,12 @@ def _versions(report: Report) -> str:
     return ", ".join(f"{name} {version}" for name, version in known.items() if version)
 
 
-def _text(text: str) -> str:
+def _code(text: str) -> str:
+    """Foreign text between backquotes, on one line."""
+    return "".join(c if c.isprintable() and c != "`" else " " for c in text)
+
+
+def plain_text(text: str) -> str:
     """Foreign text so that it means itself, in a table too: no markup, no HTML, no line breaks,
     no control bytes, nobody mentioned."""
     clean = "".join(c if c.isprintable() else " " for c in text)

@@ -7,16 +7,18 @@ was not measured is null, with a reason beside it. Every `low` and `high` is a o
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgetune.errors import InputRefusedError
+from edgetune.files import is_file, is_folder
 
 SCHEMA_VERSION = 1
+_MOST_BYTES = 64 << 20
 VERDICTS = ("pass", "fail", "inconclusive")
 Verdict = Literal["pass", "fail", "inconclusive"]
 CheckVerdict = Literal["pass", "fail", "inconclusive", "not measured"]
@@ -41,7 +43,7 @@ class Interval(Part):
 class Check(Part):
     """One question with a limit. Its verdict is recomputed, never believed."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,100}$")]
     value: float | None
     low: float | None = None
     high: float | None = None
@@ -201,6 +203,27 @@ class Environment(Part):
     versions: dict[str, str | None]
 
 
+class PerItem(Part):
+    """What each evaluation item gave, in order: what pairs this report with another one."""
+
+    ids: list[str]
+    # Whether the answer is right: 1, 0, or null where none is expected.
+    exact: list[Annotated[int, Field(ge=0, le=1)] | None]
+    # Mean over the item's positions, nats; null where the output was not finite.
+    kl_mean: list[float | None]
+    positions: list[Count]
+    # Digest of the answer's words; null for items that are only scored.
+    answers: list[str | None]
+
+    @model_validator(mode="after")
+    def _fits(self) -> PerItem:
+        lengths = {len(self.exact), len(self.kl_mean), len(self.positions), len(self.answers)}
+        if lengths != {len(self.ids)} or len(set(self.ids)) != len(self.ids):
+            msg = "its lists are not about the same items"
+            raise ValueError(msg)
+        return self
+
+
 class StepFigures(Part):
     """What a build step cost."""
 
@@ -238,6 +261,7 @@ class Report(Part):
     inputs: dict[str, str | None] = Field(default_factory=dict)
     # Answers that changed most: {id, prompt, expected, reference, package, lost, kl_mean}.
     examples: list[dict[str, Any]] = Field(default_factory=list)
+    per_item: PerItem | None = None
 
 
 def parse_report(value: Mapping[str, Any], where: str = "report") -> Report:
@@ -245,6 +269,11 @@ def parse_report(value: Mapping[str, Any], where: str = "report") -> Report:
     if (place := _not_finite(value, "")) is not None:
         msg = f"{where}: {place} is not a finite number"
         raise InputRefusedError(msg, "measure again: no figure of a report may be NaN or infinite")
+    version = value.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        msg = f"{where}: schema_version is {version!r}, this edgetune reads {SCHEMA_VERSION}"
+        hint = "use the edgetune that made the report, or make it again with this one"
+        raise InputRefusedError(msg, hint)
     try:
         report = Report.model_validate(value)
     except ValidationError as why:
@@ -260,27 +289,39 @@ def parse_report(value: Mapping[str, Any], where: str = "report") -> Report:
 
 
 def load_report(path: Path) -> Report:
-    """Read a report file. Raises InputRefusedError: missing, not JSON, keys missing or listed
-    twice, wrong types, a number that is not finite."""
+    """Read a report file. Raises InputRefusedError: missing, no regular file, not JSON, keys
+    missing or listed twice, wrong types, a number that is not finite."""
+    if not is_file(path):
+        what = "a folder, not a report" if is_folder(path) else "no such file"
+        msg = f"{path}: {what}"
+        raise InputRefusedError(msg, "name a report, such as out/demo/reports/…json")
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            msg = f"more than {_MOST_BYTES >> 20} MiB, no report is that large"
+            raise ValueError(msg)
         text = path.read_text(encoding="utf-8")
         value = json.loads(text, object_pairs_hook=_unique)
-    except FileNotFoundError as why:
-        msg = f"{path}: no such file"
-        raise InputRefusedError(msg, "name a report, such as out/demo/reports/…json") from why
+        if "\\ud" in text.lower():
+            # half of a surrogate pair is legal in JSON and in no place that a report is shown in
+            json.dumps(value, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as why:
         msg = f"{path}: not a JSON document ({why})"
         raise InputRefusedError(msg, "make the report again with `edgetune validate`") from why
     if not isinstance(value, dict):
         msg = f"{path}: not a report, the document is no object"
         raise InputRefusedError(msg, "name a report, such as out/demo/reports/…json")
-    return parse_report(value, str(path))
+    try:
+        return parse_report(value, str(path))
+    except RecursionError as why:
+        msg = f"{path}: nested too deep, no report is"
+        raise InputRefusedError(msg, "make the report again with `edgetune validate`") from why
 
 
 def _not_finite(value: Any, place: str) -> str | None:
-    """Where in a JSON value a number is NaN or infinite (1e999 reads as infinite), or null."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else place or "the document"
+    """Where in a JSON value a number is NaN or infinite (1e999 reads as infinite, and so does a
+    whole number that no float holds), or null."""
+    if isinstance(value, int | float):
+        return None if abs(value) <= sys.float_info.max else place or "the document"
     if isinstance(value, Mapping):
         children = value.items()
     elif isinstance(value, list | tuple):

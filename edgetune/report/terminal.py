@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from edgetune.report.cost import cost_lines, token_text
-from edgetune.report.schema import Interval, Latency, LatencySide, Report, parse_report
+from edgetune.report.schema import Latency, LatencySide, Report, parse_report
 from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
 from edgetune.report.words import (
     bounds,
+    flips_of,
     headline,
     megabytes,
     nats,
@@ -20,6 +21,7 @@ from edgetune.report.words import (
     plain,
     points,
     signed,
+    times,
     what_is_unclear,
     what_was_emulated,
     what_was_lost,
@@ -52,13 +54,20 @@ def table_rows(value: Mapping[str, Any] | Report) -> list[Row]:
     ]
 
 
-def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
-    """What stands below the table: verdict, what was lost, what was not measured, where."""
+def summary_lines(
+    value: Mapping[str, Any] | Report, judgement: Judgement | None = None
+) -> list[str]:
+    """What stands below the table: verdict, what was lost, what was not measured, where.
+
+    `judgement`: one that asks more than the report itself, such as a comparison with a baseline.
+    """
     report = _report(value)
-    judgement = judge(report)
+    judgement = judgement or judge(report)
     lines = [f"verdict  {headline(judgement)}"]
     lines += [f"lost     {text}" for text in what_was_lost(report, judgement)]
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
+    if flips := flips_of(report):
+        lines.append(f"flips    {flips}")
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
         lines.append(f"note     {text}")
@@ -178,7 +187,7 @@ def _latency_rows(latency: Latency, judgement: Judgement) -> Iterator[Row]:
         f"time to answer{tokens}, ms",
         f"{reference.answer_ms:.1f}" if reference else "not measured",
         f"{candidate.answer_ms:.1f}" if candidate else "not measured",
-        _times(latency.ratio) if latency.ratio else "",
+        times(latency.ratio) if latency.ratio else "",
         f"≤ × {check.limit:.2f}" if check else "",
         check.verdict if check else "",
     )
@@ -221,10 +230,6 @@ def _size_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
     )
     ratio = f"× {size.graph_bytes / base:.2f}" if base else ""
     yield ("of it the graph, MB", "", megabytes(size.graph_bytes), ratio, "", "")
-
-
-def _times(ratio: Interval) -> str:
-    return f"× {ratio.value:.2f} {bounds(f'{ratio.low:.2f}', f'{ratio.high:.2f}')}"
 
 
 def _number(side: LatencySide | None, key: str, digits: int) -> str:

@@ -9,7 +9,7 @@ one-sided 95 % bounds, so a decision on either side is wrong at most once in twe
 * fail: the figure violates the limit, and so does its bound on the good side. A figure that lies
   outside its own bounds (an edited report) fails by itself.
 * inconclusive: the limit lies between the bounds, or fewer than five items were measured. What
-  noise hides is never passed.
+  noise hides is never passed. The reason says how many items would decide.
 
 Figures over the given items, such as the mean KL, come out the same every time; they still have
 bounds, for the items are a sample of what the model will be asked, and a claim about the model has
@@ -19,24 +19,51 @@ they are.
 A null figure is "not measured": it counts only where the check is required. The whole: any fail →
 fail; else any inconclusive, or a required check not measured → inconclusive; else, when nothing was
 measured → inconclusive; else pass.
+
+Against a baseline the gate asks further questions (`baseline.py` finds their figures): they are
+judged here too, by the same rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edgetune.errors import InputRefusedError
-from edgetune.report.schema import CheckVerdict, Interval, Report, Verdict
+from edgetune.report.schema import Check, CheckVerdict, Interval, Report, Verdict
 
 # With five items that all lie on one side the chance of that by accident is 1/32 < 5 %.
 FEWEST_ITEMS = 5
 DROP = "_drop"
 # The same check over the figures from an emulated processor.
 EMULATED = "emulated_"
+# A check against a baseline.
+REGRESSION = "_regression"
+# The 95 % quantile of the standard normal distribution.
+_Z = 1.6448536269514722
+# More items than anyone will gather: the figure lies on its limit.
+_MOST_ITEMS = 1_000_000
 
 Bad = Literal["above", "below"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A figure to be judged. `samples`: how many `unit` it was taken from, null for a count;
+    `changed`: how many of them differ between the two sides, for a difference of proportions."""
+
+    name: str
+    figure: Interval | None
+    limit: float
+    required: bool = False
+    reason: str | None = None
+    samples: int | None = None
+    fewest: int = FEWEST_ITEMS
+    unit: Literal["items", "rounds"] = "items"
+    changed: int | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +77,8 @@ class Judged:
     verdict: CheckVerdict
     required: bool
     reason: str | None
+    # The figure in words, where only who found it knows them.
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,13 +93,11 @@ class Judgement:
         return next((check for check in self.checks if check.name == name), None)
 
 
-def judge(report: Report) -> Judgement:
-    """Judge a report. Raises InputRefusedError for a check that this edgetune does not know: what
-    cannot be recomputed cannot be passed."""
-    checks = tuple(
-        _judge_check(report, check.name, check.limit, check.required, check.reason)
-        for check in report.checks
-    )
+def judge(report: Report, regressions: Sequence[Question] = ()) -> Judgement:
+    """Judge a report, and what a comparison with a baseline asks of it. Raises InputRefusedError
+    for a check that this edgetune does not know: what cannot be recomputed cannot be passed."""
+    questions = [*(_question(report, check) for check in report.checks), *regressions]
+    checks = tuple(_judge_question(question) for question in questions)
     verdicts = [check.verdict for check in checks]
     missed = any(c.required and c.verdict == "not measured" for c in checks)
     measured = any(verdict != "not measured" for verdict in verdicts)
@@ -100,25 +127,68 @@ def bad_side(name: str) -> Bad:
     )
 
 
-def _judge_check(
-    report: Report, name: str, limit: float, required: bool, reason: str | None
-) -> Judged:
-    bad = bad_side(name)
-    figure = figure_of(report, name)
+def _question(report: Report, check: Check) -> Question:
+    plain = check.name.removeprefix(EMULATED)
+    sampled = plain in ("retention", "kl_mean") or plain.endswith(DROP)
+    return Question(
+        check.name,
+        figure_of(report, check.name),
+        check.limit,
+        check.required,
+        check.reason,
+        samples=_items_of(report, check.name) if sampled else None,
+        changed=_changed_of(report, check.name) if plain.endswith(DROP) else None,
+    )
+
+
+def _judge_question(question: Question) -> Judged:
+    name, figure, limit = question.name, question.figure, question.limit
+    bad, reason = bad_side(name), question.reason
     verdict: CheckVerdict
     if figure is None:
         verdict = "not measured"
     else:
         verdict, reason = decide(figure, limit, bad), None
-        plain = name.removeprefix(EMULATED)
-        sampled = plain in ("retention", "kl_mean") or plain.endswith(DROP)
-        items = _items_of(report, name)
-        if sampled and items < FEWEST_ITEMS and verdict != "fail":
+        samples, fewest = question.samples, question.fewest
+        if samples is not None and samples < fewest and verdict != "fail":
             verdict = "inconclusive"
-            reason = f"{items} items are too few, {FEWEST_ITEMS} are the least that can tell"
+            reason = f"{samples} {question.unit} are too few, {fewest} are the least that can tell"
         elif verdict == "inconclusive":
-            reason = "the limit lies between the bounds: measure more"
-    return Judged(name, bad, figure, limit, verdict, required, reason)
+            reason = f"the limit lies between the bounds: {_what_would_decide(question, figure)}"
+    return Judged(name, bad, figure, limit, verdict, question.required, reason, question.words)
+
+
+def _what_would_decide(question: Question, figure: Interval) -> str:
+    if question.unit == "rounds":
+        return "measure again on a quieter machine, both sides"
+    if question.samples is None:
+        return "measure more"
+    needed = items_needed(figure, question.limit, question.samples, question.changed)
+    if needed is None:
+        return f"{question.samples} items were measured, and the figure lies on the limit"
+    return f"about {needed} items would decide, {question.samples} were measured"
+
+
+def items_needed(figure: Interval, limit: float, items: int, changed: int | None) -> int | None:
+    """How many items would bring the bound within the limit, or prove that the limit is missed,
+    if they went on as these did; null for more than a million.
+
+    A bound's distance shrinks with the square root of the number. A difference of proportions on
+    the same items has besides a distance that shrinks with the number itself: where nothing
+    changed it is z² / n (the rule of three's kin), so n solves gap · n − z √(share · n) − z² = 0
+    with the share of items that changed.
+    """
+    gap = abs(limit - figure.value)
+    # A wide bound on both sides of a limit: the farther one is to be drawn in.
+    width = max(figure.high - figure.value, figure.value - figure.low)
+    if gap <= 0:
+        return None
+    if changed is None:
+        needed = items * (width / gap) ** 2
+    else:
+        spread = _Z * math.sqrt(min(1.0, changed / max(items, 1)))
+        needed = ((spread + math.sqrt(spread**2 + 4 * gap * _Z**2)) / (2 * gap)) ** 2
+    return math.ceil(max(needed, items + 1)) if needed <= _MOST_ITEMS else None
 
 
 def figure_of(report: Report, name: str) -> Interval | None:
@@ -131,7 +201,8 @@ def figure_of(report: Report, name: str) -> Interval | None:
         if metric is None:
             return None
         # What the package lost: reference − candidate.
-        return Interval(value=-metric.difference, low=-metric.high, high=-metric.low)
+        lost = (0.0 - metric.difference, 0.0 - metric.high, 0.0 - metric.low)
+        return Interval(value=lost[0], low=lost[1], high=lost[2])
     if name not in _FIGURES:
         msg = f"the report has a check {name!r} that this version of edgetune does not know"
         raise InputRefusedError(msg, "update edgetune, or make the report again")
@@ -154,6 +225,17 @@ def _items_of(report: Report, name: str) -> int:
         return 0 if emulated is None else _items_of(emulated, name.removeprefix(EMULATED))
     metric = report.task_metrics.get(name.removesuffix(DROP))
     return metric.n if metric is not None and name.endswith(DROP) else report.fidelity.items
+
+
+def _changed_of(report: Report, name: str) -> int | None:
+    """How many answers went from right to wrong or back; null where the metric has no such."""
+    if name.startswith(EMULATED):
+        emulated = emulated_view(report)
+        return None if emulated is None else _changed_of(emulated, name.removeprefix(EMULATED))
+    metric = report.task_metrics.get(name.removesuffix(DROP))
+    extra = (metric.model_extra if metric else None) or {}
+    lost, gained = extra.get("lost"), extra.get("gained")
+    return lost + gained if isinstance(lost, int) and isinstance(gained, int) else None
 
 
 def _exactly(value: float | None) -> Interval | None:

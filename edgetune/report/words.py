@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from edgetune.report.schema import Interval, Report
 from edgetune.report.verdict import DROP, EMULATED, Judged, Judgement, emulated_view
+from edgetune.statistics import mcnemar_exact
+
+EXACT_MATCH = "exact_match"
+_MOST_FLIPS = 10_000
 
 _LATENCY_WORDS = {
     "ttft_ms": ("the first token takes {value:.1f} ms", "{limit:.1f} ms"),
     "decode_tokens_per_s": ("decoding gives {value:.1f} tokens/s", "{limit:.1f}"),
     "peak_rss_mb": ("the process takes {value:.0f} MB of memory", "{limit:.0f} MB"),
 }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a comparison's table; `check` names its question, empty where there is none."""
+
+    label: str
+    baseline: str
+    package: str
+    difference: str
+    limit: str
+    check: str
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -41,6 +57,41 @@ def nats(value: float) -> str:
     if value >= 1:
         return f"{value:.2f}"
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def divergence(change: float) -> str:
+    """A difference of divergences, signed, with digits that show it."""
+    if change == 0:
+        return "0.0000"
+    text = f"{change:+.4f}" if abs(change) >= 0.001 else f"{change:+.1e}"
+    return text.replace("-", "−")
+
+
+def times(ratio: Interval) -> str:
+    """`× 0.25 [0.23, 0.27]`."""
+    return f"× {ratio.value:.2f} {bounds(f'{ratio.low:.2f}', f'{ratio.high:.2f}')}"
+
+
+def flips_in_words(flips: Mapping[str, float | None]) -> str:
+    """Answers that changed, right ones that became wrong and back, and the exact McNemar test."""
+    p = flips.get("p_value")
+    return (
+        f"{flips['changed']} of {flips['answers']} answers changed: {flips['lost']} right ones "
+        f"became wrong, {flips['gained']} wrong ones right"
+    ) + ("" if p is None else f"; McNemar p = {p:.3g}")
+
+
+def flips_of(report: Report) -> str:
+    """The flips of the package's answers against the trained model's; empty without answers."""
+    flips = report.fidelity.flips
+    if not flips.get("answers"):
+        return ""
+    lost, gained = flips.get("lost", 0), flips.get("gained", 0)
+    counts = {key: flips.get(key, 0) for key in ("answers", "changed")}
+    # Computed anew like every figure that decides; an edited count may be any number.
+    tellable = EXACT_MATCH in report.task_metrics and lost + gained <= _MOST_FLIPS
+    p = mcnemar_exact(lost, gained) if tellable else None
+    return flips_in_words({**counts, "lost": lost, "gained": gained, "p_value": p})
 
 
 def megabytes(count: float) -> str:
@@ -106,12 +157,22 @@ def not_measured(judgement: Judgement) -> Iterator[str]:
             yield f"{check.name}: not measured: {check.reason or 'no reason was given'}"
 
 
+def sentence_of(report: Report, check: Judged) -> str:
+    """A check in words whatever its verdict, with the reason where it has one."""
+    if check.figure is None:
+        return f"{check.name}: not measured: {check.reason or 'no reason was given'}"
+    text = _sentence(report, check, check.figure)
+    return f"{text} ({check.reason})" if check.reason else text
+
+
 def _sentence(report: Report, check: Judged, figure: Interval) -> str:
     if check.name.startswith(EMULATED) and (view := emulated_view(report)) is not None:
         assert report.emulated is not None
         own = replace(check, name=check.name.removeprefix(EMULATED))
         return f"on the emulated {report.emulated.cpu} {_sentence(view, own, figure)}"
     name, value, limit = check.name, figure.value, check.limit
+    if check.words:
+        return check.words
     if name == "retention":
         return (
             f"the package keeps {percent(value)} of what the fine-tune changed "
@@ -144,14 +205,11 @@ def _drop_sentence(report: Report, metric: str, limit: float) -> str:
     margin = f"{100 * limit:g} points"
     if -row.difference > limit:
         text = f"{name} fell {change} (limit {margin}, n = {row.n})"
-    else:
+    elif -row.low > limit:
         text = f"{name} went {change}; {row.n} items cannot exclude a loss of {margin}"
-    if flips:
-        text += (
-            f"; {flips['changed']} of {flips['answers']} answers changed: {flips['lost']} right "
-            f"ones became wrong, {flips['gained']} wrong ones right"
-        )
-    return text
+    else:
+        text = f"{name} went {change} (limit {margin}, n = {row.n})"
+    return f"{text}; {flips_in_words(flips)}" if flips else text
 
 
 def normalization_note(report: Report) -> str | None:

@@ -29,6 +29,7 @@ from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
+from edgetune.validate.per_item import per_item
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.tokenizer_parity import tokenizer_parity
 
@@ -146,7 +147,7 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
 def _measure(
     opened: OpenPackage, self_test: SelfTest, job: Job, progress: Progress
 ) -> dict[str, Any]:
-    """`fidelity`, `task_metrics` and `examples`."""
+    """`fidelity`, `task_metrics`, `examples` and `per_item`."""
     logprobs = open_logprobs(job.reference, self_test) if job.reference else None
     evaluation = evaluate(opened, self_test, logprobs, progress)
     progress("figures and their bounds")
@@ -162,6 +163,7 @@ def _measure(
         },
         "task_metrics": measured.metrics,
         "examples": worst_examples(self_test, evaluation, measured.exact),
+        "per_item": per_item(self_test, evaluation, measured.exact),
     }
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from edgetune.errors import InputRefusedError
 from edgetune.report.schema import Interval, parse_report
-from edgetune.report.verdict import decide, figure_of, judge
+from edgetune.report.verdict import Question, decide, figure_of, items_needed, judge
+from edgetune.statistics import paired_proportions
 from tests.report.sample import interval, make, make_report
 
 
@@ -185,3 +186,61 @@ def test_a_check_that_is_not_known_cannot_pass() -> None:
 def test_a_drop_is_what_the_package_lost() -> None:
     figure = figure_of(make_report(), "exact_match_drop")
     assert figure == Interval(value=0.004, low=-0.007, high=0.018)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "margin"),
+    [(0, 0, 60, 0.02), (0, 0, 20, 0.01), (1, 0, 150, 0.02), (3, 2, 200, 0.02), (4, 0, 100, 0.05),
+     (6, 6, 240, 0.01), (10, 9, 240, 0.02)],
+)  # fmt: skip
+def test_the_items_said_to_be_needed_decide_and_few_fewer_do_not(
+    lost: int, gained: int, n: int, margin: float
+) -> None:
+    def drop(n: float, share: float) -> Interval:
+        found = paired_proportions(round(lost * share), round(gained * share), round(n))
+        return Interval(value=-found.value, low=-found.high, high=-found.low)
+
+    assert decide(drop(n, 1), margin, "above") == "inconclusive"
+    needed = items_needed(drop(n, 1), margin, n, lost + gained)
+    assert needed is not None
+    assert decide(drop(1.2 * needed, 1.2 * needed / n), margin, "above") == "pass"
+    if needed > 2 * n:
+        assert decide(drop(0.5 * needed, 0.5 * needed / n), margin, "above") == "inconclusive"
+
+
+def test_a_mean_s_bound_shrinks_with_the_root_of_the_items() -> None:
+    figure = Interval(value=0.04, low=0.02, high=0.06)
+    assert items_needed(figure, 0.05, 100, None) == 400
+    # On its limit no number of items decides.
+    assert items_needed(figure, 0.04, 100, None) is None
+    assert items_needed(figure, 0.040001, 100, None) is None
+
+
+def test_what_is_unclear_says_how_many_items_would_decide() -> None:
+    value = {"fidelity__kl_mean": interval(0.045, 0.01)}
+    check = judge(make_report(**value)).of("kl_mean")
+    assert check is not None
+    assert check.reason == (
+        "the limit lies between the bounds: about 960 items would decide, 240 were measured"
+    )
+    check = judge(make_report(fidelity__kl_mean=interval(0.05, 0.01))).of("kl_mean")
+    assert check is not None
+    assert (check.reason or "").endswith(
+        "240 items were measured, and the figure lies on the limit"
+    )
+
+
+def test_questions_from_elsewhere_are_judged_by_the_same_rule() -> None:
+    def verdict(**question: Any) -> str:
+        asked = Question("kl_mean_regression", limit=0.01, **question)
+        return judge(make_report(), [asked]).verdict
+
+    def figure(value: float, width: float) -> Interval:
+        return Interval(value=value, low=value - width, high=value + width)
+
+    assert verdict(figure=figure(0.0, 0.001)) == "pass"
+    assert verdict(figure=figure(0.05, 0.001)) == "fail"
+    assert verdict(figure=figure(0.0, 0.05)) == "inconclusive"
+    assert verdict(figure=figure(0.0, 0.0), samples=4) == "inconclusive"
+    assert verdict(figure=None, required=True) == "inconclusive"
+    assert verdict(figure=None) == "pass"

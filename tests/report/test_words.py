@@ -91,8 +91,12 @@ def test_a_budget_shows_its_limit() -> None:
 def test_the_summary_of_a_pass_is_short() -> None:
     lines = summary_lines(make())
     assert lines[0] == "verdict  pass: 6 of 6 checks measured, all pass"
-    assert len(lines) == 2
-    assert lines[1].endswith("latency on the same host, 2 threads, reference: torch float32")
+    assert lines[1] == (
+        "flips    3 of 240 answers changed: 1 right ones became wrong, 0 wrong ones right; "
+        "McNemar p = 1"
+    )
+    assert len(lines) == 3
+    assert lines[2].endswith("latency on the same host, 2 threads, reference: torch float32")
 
 
 def test_a_failure_says_in_words_what_was_lost() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from edgetune.errors import InputRefusedError, UsageError
 from edgetune.files import digests_of_folder, dump_json
-from edgetune.report.schema import load_report
+from edgetune.report.contradictions import contradictions
+from edgetune.report.schema import load_report, parse_report
 from edgetune.report.verdict import judge
 from edgetune.runtime.manifest import read_manifest
 from edgetune.validate import latency
@@ -90,8 +91,24 @@ def test_a_sound_package_passes(package: Path, tmp_path: Path) -> None:
 
 def test_the_same_package_gives_the_same_figures(package: Path, tmp_path: Path) -> None:
     one, two = (_validate(package, tmp_path / name) for name in ("a", "b"))
-    for key in ("fidelity", "task_metrics", "examples", "tokenizer", "size", "inputs"):
+    for key in ("fidelity", "task_metrics", "examples", "per_item", "tokenizer", "size", "inputs"):
         assert one[key] == two[key]
+
+
+def test_what_each_item_gave_adds_up_to_the_whole(package: Path, tmp_path: Path) -> None:
+    report = _validate(package, tmp_path / "out")
+    items = report["per_item"]
+    assert len(items["ids"]) == report["fidelity"]["items"]
+    assert sum(items["positions"]) == report["fidelity"]["positions"]
+    pairs = zip(items["kl_mean"], items["positions"], strict=True)
+    mean = sum(kl * count for kl, count in pairs) / sum(items["positions"])
+    assert mean == pytest.approx(report["fidelity"]["kl_mean"]["value"], rel=1e-12)
+    right = [value for value in items["exact"] if value is not None]
+    metric = report["task_metrics"]["exact_match"]
+    assert (len(right), sum(right) / len(right)) == (metric["n"], metric["candidate"])
+    # No text of the items or of the answers travels in it, only digests of the answers.
+    assert all(answer is None or len(answer) == 16 for answer in items["answers"])
+    assert contradictions(parse_report(report)) == []
 
 
 def test_a_package_alone_has_a_lower_bound_of_the_kl(package: Path, tmp_path: Path) -> None:
