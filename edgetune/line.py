@@ -15,24 +15,13 @@ from edgetune.device import THIS_MACHINE
 from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
+from edgetune.lock import MERGE_TOOLS, OPTIMIZE_TOOLS, SEED, input_digests, make_lock
 from edgetune.optimize.workflow import make_workflow
-from edgetune.plan import Inputs, Plan
+from edgetune.plan import Plan
 from edgetune.step import Step, path_of, versions_of
 
 STEPS = ("merge", "reference", "optimize", "package", "validate")
-_MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")
-_OPTIMIZE_TOOLS = (
-    "edgetune",
-    "olive-ai",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "torch",
-    "transformers",
-)
 _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
-SEED = 0
 _MERGE_FACTS = (
     *("parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit"),
     *("tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs"),
@@ -66,13 +55,13 @@ def merge_step(plan: Plan) -> Step:
             "merge_dtype": recipe.merge_dtype,
         },
         inputs={
-            **_input_digests(inputs),
+            **input_digests(inputs),
             "trained_as": trained_as,
             "combine": combine,
             "onto": recipe.onto,
             "merge_dtype": recipe.merge_dtype,
             "code": code_digest("checkpoint", "merge"),
-            **versions_of(*_MERGE_TOOLS),
+            **versions_of(*MERGE_TOOLS),
         },
     )
 
@@ -126,7 +115,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "group_size": plan.group_size,
             "workflow": digest_of_json(workflow),
             "code": code_digest("optimize", "providers"),
-            **versions_of(*_OPTIMIZE_TOOLS),
+            **versions_of(*OPTIMIZE_TOOLS),
         },
     )
 
@@ -242,57 +231,6 @@ def _emulation_inputs(emulation: Emulation | str | None) -> dict[str, Any]:
     if isinstance(emulation, Emulation):
         return {"emulation": digest_of_json(emulation.as_input())}
     return {}
-
-
-def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]) -> dict[str, Any]:
-    """`edgetune.lock`: digests of every input file, the recipe without its paths, versions,
-    seeds, step keys. Names of folders only: the lock is the same wherever a build runs."""
-    recipe, inputs = plan.recipe, plan.inputs
-    settings = recipe.model_dump(
-        mode="json", exclude={"base", "base_before", "adapters", "data", "devices"}
-    )
-    trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
-    evaluation, calibration = inputs.evaluation, inputs.calibration
-    return {
-        "lock_version": 1,
-        "recipe": settings,
-        "base": {
-            **inputs.base_origin.as_json(),
-            "trained_as": trained_as,
-            "files": dict(sorted(inputs.base_digests.items())),
-        },
-        "base_before": {**inputs.before_origin.as_json(), "files": dict(inputs.before_digests)}
-        if inputs.before_origin
-        else None,
-        "adapters": [
-            {
-                **entry.origin.as_json(),
-                "peft_type": entry.adapter.peft_type,
-                "use_dora": entry.adapter.use_dora,
-                "weight": entry.weight,
-                "files": dict(sorted(entry.digests.items())),
-            }
-            for entry in inputs.adapters
-        ],
-        "data": {
-            "evaluation": evaluation.digest if evaluation else None,
-            "calibration": calibration.digest if calibration else None,
-        },
-        "versions": versions_of(*sorted({*_MERGE_TOOLS, *_OPTIMIZE_TOOLS})),
-        "seeds": {"reference": SEED},
-        "steps": {
-            **{name: step.key for name, step in shared.items()},
-            **{f"optimize {name}": step.key for name, step in sorted(graphs.items())},
-        },
-    }
-
-
-def _input_digests(inputs: Inputs) -> dict[str, Any]:
-    digests: dict[str, Any] = {"base": digest_of_json(dict(inputs.base_digests))}
-    for number, entry in enumerate(inputs.adapters, 1):
-        digests[f"adapter {number}"] = digest_of_json(dict(entry.digests))
-        digests[f"adapter {number} weight"] = entry.weight
-    return digests
 
 
 def _device_entry(plan: Plan) -> dict[str, Any]:
