@@ -28,9 +28,11 @@ from edgetune.host import Host, probe_host
 from edgetune.line import (
     STEPS,
     merge_step,
+    merge_steps,
     optimize_step,
     package_step,
     reference_step,
+    settled,
     validate_step,
 )
 from edgetune.plan import Plan, warnings_of
@@ -85,13 +87,14 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
     store = open_store(out)
     reached = STEPS[: STEPS.index(until) + 1]
 
-    checkpoint = run_step(merge_step(plans[0]), store)
-    for warning in checkpoint.facts.get("warnings", []):
+    shared = [run_step(step, store) for step in merge_steps(plans[0])]
+    for warning in shared[0].facts.get("warnings", []):
         if warning not in warnings_of(plans[0].inputs):  # these were told with the plan
             print_warning(warning)
-    shared = [checkpoint]
-    if "reference" in reached and until != "optimize":
+    # The graph needs no reference, unless that is what chooses between two merges.
+    if "reference" in reached and (until != "optimize" or len(shared) > 1):
         shared.append(run_step(reference_step(plans[0], store), store))
+        plans = [settled(plan, shared[-1].facts) for plan in plans]
     graphs: dict[str, StepResult] = {}
     for plan in plans:
         if "optimize" in reached and plan.variant not in graphs:
@@ -100,9 +103,9 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
     pairs = list(zip(plans, before, strict=True))
     if "package" not in reached:
         return [Build(plan.identifier, done, variant=plan.variant) for plan, done in pairs]
-    facts: dict[str, Any] = {}
-    for result in shared:
-        facts.update(result.facts)
+    merged = path_of(store, merge_step(plans[0]))
+    merge = next(result for result in shared if result.path == str(merged))
+    facts = {**merge.facts, **shared[-1].facts}
     step = package_step(plans, out, facts)
     # One build at a time may put a package in place and validate it there.
     with locked(store / "locks" / f"recipe-{plans[0].recipe.name}"):

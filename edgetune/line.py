@@ -7,6 +7,7 @@ are what the child gets, paths included, which no key may contain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
 _MERGE_FACTS = (
     *("parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit"),
     *("tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs"),
+    *("certificate", "modules"),
 )
 
 
@@ -36,9 +38,25 @@ def code_digest(*rooms: str) -> str:
     return digest_of_json({f.relative_to(here).as_posix(): sha256_of_file(f) for f in files})[:12]
 
 
+def merge_steps(plan: Plan) -> tuple[Step, ...]:
+    """Every merge that the reference step compares: one, or with `onto: auto` two."""
+    return tuple(merge_step(replace(plan, onto=onto)) for onto in plan.merges_onto)
+
+
+def settled(plan: Plan, facts: Mapping[str, Any]) -> Plan:
+    """The plan with what the reference step found to merge onto; `facts`: its own."""
+    return plan if plan.onto is not None else replace(plan, onto=str(facts["chosen"]))
+
+
 def merge_step(plan: Plan) -> Step:
-    """Base and adapters → merged Hugging Face folder. The same for all devices."""
+    """Base and adapters → merged Hugging Face folder. The same for all devices.
+
+    The plan must be settled: raises ValueError while it waits for the reference step's choice.
+    """
     recipe, inputs = plan.recipe, plan.inputs
+    if plan.onto is None:
+        msg = f"{plan.identifier}: the reference step has not chosen what to merge onto"
+        raise ValueError(msg)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     combine = recipe.combine.model_dump() if recipe.combine else None
     return Step(
@@ -51,14 +69,14 @@ def merge_step(plan: Plan) -> Step:
                 for entry in inputs.adapters
             ],
             "combine": combine,
-            "onto": recipe.onto,
+            "onto": plan.onto,
             "merge_dtype": recipe.merge_dtype,
         },
         inputs={
             **input_digests(inputs),
             "trained_as": trained_as,
             "combine": combine,
-            "onto": recipe.onto,
+            "onto": plan.onto,
             "merge_dtype": recipe.merge_dtype,
             "code": code_digest("checkpoint", "merge"),
             **versions_of(*MERGE_TOOLS),
@@ -67,16 +85,17 @@ def merge_step(plan: Plan) -> Step:
 
 
 def reference_step(plan: Plan, store: Path) -> Step:
-    """The trained model's answers, and the merge's parity with it. The same for all devices."""
+    """The trained model's answers, and the merges' parity with it. The same for all devices."""
     recipe, inputs = plan.recipe, plan.inputs
-    merge = merge_step(plan)
+    merges = merge_steps(plan)
+    shared = {k: v for k, v in merges[0].arguments.items() if k != "onto"}
     return Step(
         name="reference",
         function="edgetune.reference.reference:reference_step",
         arguments={
-            **merge.arguments,
+            **shared,
             "base_before": str(inputs.before.path) if inputs.before else None,
-            "checkpoint": str(path_of(store, merge)),
+            "checkpoints": {str(m.inputs["onto"]): str(path_of(store, m)) for m in merges},
             "task": recipe.task,
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
             "seed": SEED,
@@ -84,7 +103,8 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "layered": plan.layered,
         },
         inputs={
-            **merge.inputs,
+            **merges[0].inputs,
+            "onto": ", ".join(plan.merges_onto),
             "base_before": digest_of_json(dict(inputs.before_digests)) if inputs.before else None,
             "task": recipe.task,
             "evaluation": inputs.evaluation.digest if inputs.evaluation else None,

@@ -67,9 +67,10 @@ class Change:
 
 
 def modules_of(changes: Iterable[Change]) -> list[dict[str, Any]]:
-    """Every changed module, those first of whose change storing took the most; of equals those
-    first that were changed least."""
-    rows = [change.as_json() for change in changes]
+    """Every adapted module, those first of whose change storing took the most; of equals those
+    first that were changed least. A bias beside an adapted weight is told only if it changed."""
+    told = [c for c in changes if c.delta or c.name.endswith(".weight")]
+    rows = [change.as_json() for change in told]
     return sorted(
         rows,
         key=lambda r: (-(r["rounding_relative"] or 0.0), r["delta_relative"] or 0.0, r["name"]),
