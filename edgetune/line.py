@@ -123,6 +123,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
         function="edgetune.optimize.optimize:optimize_step",
         arguments={
             "checkpoint": str(path_of(store, merge)),
+            "base": _started_from(plan),
             "workflow": workflow,
             "scheme": plan.scheme.name,
             "group_size": plan.group_size,
@@ -130,11 +131,12 @@ def optimize_step(plan: Plan, store: Path) -> Step:
         },
         inputs={
             "checkpoint": merge.key,
+            "base_before": digest_of_json(dict(plan.inputs.before_digests)),
             "provider": plan.provider,
             "scheme": plan.scheme.name,
             "group_size": plan.group_size,
             "workflow": digest_of_json(workflow),
-            "code": code_digest("optimize", "providers"),
+            "code": code_digest("checkpoint", "optimize", "providers"),
             **versions_of(*OPTIMIZE_TOOLS),
         },
     )
@@ -202,8 +204,11 @@ def validate_step(
     host: Host,
     facts: Mapping[str, Any],
     emulation: Emulation | str | None = None,
+    survival: Mapping[str, Any] | None = None,
+    thorough: bool = False,
 ) -> Step:
-    """The package against its reference, on this host. `facts`: of the merge, for the report.
+    """The package against its reference, on this host. `facts`: of the merge, and `survival` of
+    the graph, for the report. `thorough`: take minutes for what seconds cannot tell.
 
     `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
     """
@@ -225,6 +230,8 @@ def validate_step(
             "reference": str(path_of(store, reference_step(plan, store))),
             "checkpoint": str(path_of(store, merge_step(plan))),
             "merge": dict(facts),
+            "survival": survival,
+            "thorough": thorough,
             "steps": [],
             "evidence": {"built": True},
             **_emulation_arguments(emulation),
@@ -236,6 +243,7 @@ def validate_step(
             "host": host.fingerprint,
             "code": code_digest("validate", "runtime", "report", "tasks", "environments"),
             **_emulation_inputs(emulation),
+            **({"thorough": True} if thorough else {}),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
         },
     )
@@ -251,6 +259,16 @@ def _emulation_inputs(emulation: Emulation | str | None) -> dict[str, Any]:
     if isinstance(emulation, Emulation):
         return {"emulation": digest_of_json(emulation.as_input())}
     return {}
+
+
+def _started_from(plan: Plan) -> dict[str, Any] | None:
+    """The base that the fine-tune changed, as the merge took it; null where it is not named."""
+    inputs, trained_as = plan.inputs, plan.recipe.base.trained_as
+    if not inputs.adapters:
+        before = inputs.before
+        return {"path": str(before.path), "trained_as": None} if before else None
+    seen = trained_as.model_dump() if trained_as and plan.onto == "dequantized" else None
+    return {"path": str(inputs.base.path), "trained_as": seen}
 
 
 def _device_entry(plan: Plan) -> dict[str, Any]:

@@ -44,6 +44,7 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("--scheme", help="Quantization scheme, for example w8a16-rtn or w8a16-rtn-g128.")
 @click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights, confined.")
+@click.option("--thorough", is_flag=True, help="Also measure what takes minutes.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be done and why; stop.")
 @click.option("--only", default="*", help="Build identifiers that match, e.g. '*@this-machine'.")
 @click.option("--until", type=click.Choice(_STEPS), default=_STEPS[-1], help="Stop after a step.")
@@ -76,7 +77,7 @@ def _build(flags: dict[str, Any], pickles: Path | None) -> int:
             _show_plan(plans, flags["out"])
         return 0
     note_plans(plans, flags["out"])
-    builds = run_builds(plans, flags["out"], flags["until"])
+    builds = run_builds(plans, flags["out"], flags["until"], flags["thorough"])
     if flags["as_json"]:
         print_json({"builds": [b.as_json() for b in builds]})
     else:

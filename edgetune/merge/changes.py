@@ -8,7 +8,8 @@ rounds is not in these figures; the parity with the unmerged model bounds it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from edgetune.checkpoint.tensors import Rows
 
 _CHUNK_VALUES = 1 << 20
+_WORST = 10
 
 
 @dataclass
@@ -75,6 +77,24 @@ def modules_of(changes: Iterable[Change]) -> list[dict[str, Any]]:
         rows,
         key=lambda r: (-(r["rounding_relative"] or 0.0), r["delta_relative"] or 0.0, r["name"]),
     )
+
+
+def summary_of(modules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a report says of `modules_of`: how many, the median and the extremes, the first ten."""
+
+    def spread(key: str) -> dict[str, float] | None:
+        known = sorted(row[key] for row in modules if row[key] is not None)
+        if not known:
+            return None
+        middle = statistics.median_low(known)
+        return {"smallest": known[0], "median": middle, "largest": known[-1]}
+
+    return {
+        "count": len(modules),
+        "delta_relative": spread("delta_relative"),
+        "rounding_relative": spread("rounding_relative"),
+        "worst": [dict(row) for row in modules[:_WORST]],
+    }
 
 
 def _squares(values: torch.Tensor) -> float:

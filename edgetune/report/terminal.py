@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgetune.report.schema import Interval, Latency, LatencySide, Report, parse_report
+from edgetune.report.survival_words import certificate_lines, where_it_was_lost
 from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
 from edgetune.report.words import (
     bounds,
@@ -56,10 +57,13 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     judgement = judge(report)
     lines = [f"verdict  {headline(judgement)}"]
     lines += [f"lost     {text}" for text in what_was_lost(report, judgement)]
+    if text := where_it_was_lost(report, judgement):
+        lines.append(f"lost     {text}")
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
         lines.append(f"note     {text}")
+    lines += [f"merge    {text}" for text in certificate_lines(report)]
     lines.append(f"measured {where_measured(report)}")
     if text := what_was_emulated(report):
         lines.append(f"emulated {text}")

@@ -19,7 +19,7 @@ WEIGHTS = "model.safetensors"
 
 
 def by_name(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in facts["modules"]}
+    return {row["name"]: row for row in facts["all_modules"]}
 
 
 def test_the_sums_are_those_of_whole_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,4 +119,4 @@ def test_a_type_that_is_merged_whole_is_told_too(tiny_llama: Path, tmp_path: Pat
 
 
 def test_a_full_fine_tune_changes_nothing_here(tiny_llama: Path, tmp_path: Path) -> None:
-    assert merge(tmp_path / "out", tiny_llama)["modules"] == []
+    assert merge(tmp_path / "out", tiny_llama)["all_modules"] == []
