@@ -7,6 +7,7 @@ are what the child gets, paths included, which no key may contain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from edgetune.device import THIS_MACHINE
 from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
+from edgetune.lock import MERGE_TOOLS, OPTIMIZE_TOOLS, SEED, input_digests, make_lock
 from edgetune.optimize.workflow import make_workflow
 from edgetune.plan import Inputs, Plan
 from edgetune.recipe import Recipe
@@ -25,22 +27,11 @@ from edgetune.step import Step, path_of, versions_of
 # Only a 4-bit base needs bitsandbytes, and PEFT takes seconds to import it.
 _UNUSED = ("bitsandbytes",)
 STEPS = ("merge", "reference", "optimize", "package", "validate")
-_MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")
-_OPTIMIZE_TOOLS = (
-    "edgetune",
-    "olive-ai",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "torch",
-    "transformers",
-)
 _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
-SEED = 0
 _MERGE_FACTS = (
     *("parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit"),
     *("tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs"),
+    *("certificate", "modules"),
 )
 
 
@@ -52,9 +43,25 @@ def code_digest(*rooms: str) -> str:
     return digest_of_json({f.relative_to(here).as_posix(): sha256_of_file(f) for f in files})[:12]
 
 
+def merge_steps(plan: Plan) -> tuple[Step, ...]:
+    """Every merge that the reference step compares: one, or with `onto: auto` two."""
+    return tuple(merge_step(replace(plan, onto=onto)) for onto in plan.merges_onto)
+
+
+def settled(plan: Plan, facts: Mapping[str, Any]) -> Plan:
+    """The plan with what the reference step found to merge onto; `facts`: its own."""
+    return plan if plan.onto is not None else replace(plan, onto=str(facts["chosen"]))
+
+
 def merge_step(plan: Plan) -> Step:
-    """Base and adapters → merged Hugging Face folder. The same for all devices."""
+    """Base and adapters → merged Hugging Face folder. The same for all devices.
+
+    The plan must be settled: raises ValueError while it waits for the reference step's choice.
+    """
     recipe, inputs = plan.recipe, plan.inputs
+    if plan.onto is None:
+        msg = f"{plan.identifier}: the reference step has not chosen what to merge onto"
+        raise ValueError(msg)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     combine = recipe.combine.model_dump() if recipe.combine else None
     return Step(
@@ -67,33 +74,34 @@ def merge_step(plan: Plan) -> Step:
                 for entry in inputs.adapters
             ],
             "combine": combine,
-            "onto": recipe.onto,
+            "onto": plan.onto,
             "merge_dtype": recipe.merge_dtype,
         },
         inputs={
-            **_input_digests(inputs),
+            **input_digests(inputs),
             "trained_as": trained_as,
             "combine": combine,
-            "onto": recipe.onto,
+            "onto": plan.onto,
             "merge_dtype": recipe.merge_dtype,
             "code": code_digest("checkpoint", "merge"),
-            **versions_of(*_MERGE_TOOLS),
+            **versions_of(*MERGE_TOOLS),
         },
         libraries=merge_libraries(recipe, packed=bool(inputs.base.packed)),
     )
 
 
 def reference_step(plan: Plan, store: Path) -> Step:
-    """The trained model's answers, and the merge's parity with it. The same for all devices."""
+    """The trained model's answers, and the merges' parity with it. The same for all devices."""
     recipe, inputs = plan.recipe, plan.inputs
-    merge = merge_step(plan)
+    merges = merge_steps(plan)
+    shared = {k: v for k, v in merges[0].arguments.items() if k != "onto"}
     return Step(
         name="reference",
         function="edgetune.reference.reference:reference_step",
         arguments={
-            **merge.arguments,
+            **shared,
             "base_before": str(inputs.before.path) if inputs.before else None,
-            "checkpoint": str(path_of(store, merge)),
+            "checkpoints": {str(m.inputs["onto"]): str(path_of(store, m)) for m in merges},
             "task": recipe.task,
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
             "seed": SEED,
@@ -101,7 +109,8 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "layered": plan.layered,
         },
         inputs={
-            **merge.inputs,
+            **merges[0].inputs,
+            "onto": ", ".join(plan.merges_onto),
             "base_before": digest_of_json(dict(inputs.before_digests)) if inputs.before else None,
             "task": recipe.task,
             "evaluation": inputs.evaluation.digest if inputs.evaluation else None,
@@ -121,6 +130,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
         function="edgetune.optimize.optimize:optimize_step",
         arguments={
             "checkpoint": str(path_of(store, merge)),
+            "base": _started_from(plan),
             "workflow": workflow,
             "scheme": plan.scheme.name,
             "group_size": plan.group_size,
@@ -128,12 +138,13 @@ def optimize_step(plan: Plan, store: Path) -> Step:
         },
         inputs={
             "checkpoint": merge.key,
+            "base_before": digest_of_json(dict(plan.inputs.before_digests)),
             "provider": plan.provider,
             "scheme": plan.scheme.name,
             "group_size": plan.group_size,
             "workflow": digest_of_json(workflow),
-            "code": code_digest("optimize", "providers"),
-            **versions_of(*_OPTIMIZE_TOOLS),
+            "code": code_digest("checkpoint", "optimize", "providers"),
+            **versions_of(*OPTIMIZE_TOOLS),
         },
         libraries=Libraries(("edgetune.optimize.optimize", "edgetune.optimize.olive"), _UNUSED),
     )
@@ -222,12 +233,13 @@ def validate_step(
     host: Host,
     facts: Mapping[str, Any],
     emulation: Emulation | str | None = None,
+    survival: Mapping[str, Any] | None = None,
     thorough: bool = False,
 ) -> Step:
-    """The package against its reference, on this host. `facts`: of the merge, for the report.
+    """The package against its reference, on this host. `facts`: of the merge, and `survival` of
+    the graph, for the report. `thorough`: take minutes for what seconds cannot tell.
 
     `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
-    `thorough`: with what takes minutes more.
     """
     store = out / "steps"
     device = {
@@ -247,9 +259,10 @@ def validate_step(
             "reference": str(path_of(store, reference_step(plan, store))),
             "checkpoint": str(path_of(store, merge_step(plan))),
             "merge": dict(facts),
+            "survival": survival,
+            "thorough": thorough,
             "steps": [],
             "evidence": {"built": True},
-            "thorough": thorough,
             **_emulation_arguments(emulation),
         },
         inputs={
@@ -257,9 +270,9 @@ def validate_step(
             "device": device,
             "variant": plan.variant,
             "host": host.fingerprint,
-            "thorough": thorough,
             "code": code_digest("validate", "runtime", "report", "tasks", "environments"),
             **_emulation_inputs(emulation),
+            **({"thorough": True} if thorough else {}),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
         },
     )
@@ -277,55 +290,14 @@ def _emulation_inputs(emulation: Emulation | str | None) -> dict[str, Any]:
     return {}
 
 
-def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]) -> dict[str, Any]:
-    """`edgetune.lock`: digests of every input file, the recipe without its paths, versions,
-    seeds, step keys. Names of folders only: the lock is the same wherever a build runs."""
-    recipe, inputs = plan.recipe, plan.inputs
-    settings = recipe.model_dump(
-        mode="json", exclude={"base", "base_before", "adapters", "data", "devices"}
-    )
-    trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
-    evaluation, calibration = inputs.evaluation, inputs.calibration
-    return {
-        "lock_version": 1,
-        "recipe": settings,
-        "base": {
-            **inputs.base_origin.as_json(),
-            "trained_as": trained_as,
-            "files": dict(sorted(inputs.base_digests.items())),
-        },
-        "base_before": {**inputs.before_origin.as_json(), "files": dict(inputs.before_digests)}
-        if inputs.before_origin
-        else None,
-        "adapters": [
-            {
-                **entry.origin.as_json(),
-                "peft_type": entry.adapter.peft_type,
-                "use_dora": entry.adapter.use_dora,
-                "weight": entry.weight,
-                "files": dict(sorted(entry.digests.items())),
-            }
-            for entry in inputs.adapters
-        ],
-        "data": {
-            "evaluation": evaluation.digest if evaluation else None,
-            "calibration": calibration.digest if calibration else None,
-        },
-        "versions": versions_of(*sorted({*_MERGE_TOOLS, *_OPTIMIZE_TOOLS})),
-        "seeds": {"reference": SEED},
-        "steps": {
-            **{name: step.key for name, step in shared.items()},
-            **{f"optimize {name}": step.key for name, step in sorted(graphs.items())},
-        },
-    }
-
-
-def _input_digests(inputs: Inputs) -> dict[str, Any]:
-    digests: dict[str, Any] = {"base": digest_of_json(dict(inputs.base_digests))}
-    for number, entry in enumerate(inputs.adapters, 1):
-        digests[f"adapter {number}"] = digest_of_json(dict(entry.digests))
-        digests[f"adapter {number} weight"] = entry.weight
-    return digests
+def _started_from(plan: Plan) -> dict[str, Any] | None:
+    """The base that the fine-tune changed, as the merge took it; null where it is not named."""
+    inputs, trained_as = plan.inputs, plan.recipe.base.trained_as
+    if not inputs.adapters:
+        before = inputs.before
+        return {"path": str(before.path), "trained_as": None} if before else None
+    seen = trained_as.model_dump() if trained_as and plan.onto == "dequantized" else None
+    return {"path": str(inputs.base.path), "trained_as": seen}
 
 
 def _device_entry(plan: Plan) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Recipe(Strict):
     data: Data = Data()
     scheme: str = DEFAULT_SCHEME
     group_size: int | None = None
-    onto: Literal["dequantized", "original"] = "dequantized"
+    onto: Literal["dequantized", "original", "auto"] = "dequantized"
     merge_dtype: Literal["float32", "base"] = "float32"
     tolerances: Tolerances = Tolerances()
     budgets: Budgets = Budgets()
@@ -243,7 +243,8 @@ data:                            # JSON lines: text, prompt + completion, or mes
 
 scheme: w8a16-rtn                # fp32, w8a16-rtn, w4a16-rtn
 # group_size: 128                # 16, 32, 64, 128 or 256; larger is faster and coarser
-# onto: dequantized              # QLoRA: merge onto the weights the adapter saw, or `original`
+# onto: dequantized              # QLoRA: merge onto the weights the adapter saw, or `original`;
+                                 # auto: both, and the one nearer to the trained model is taken
 # merge_dtype: float32           # or `base`: the base's own type, rounding reported
 
 tolerances:                      # against the trained model; null switches a check off

@@ -36,11 +36,15 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("--task", help="Task, named as Hugging Face pipelines are.")
 @click.option("--data", help="Evaluation data, JSON lines.")
 @click.option("--trained-as", help="The 4-bit base the adapter saw: nf4|fp4[+double][:bfloat16].")
-@click.option("--onto", type=click.Choice(["dequantized", "original"]), help="QLoRA: merge onto.")
+@click.option(
+    "--onto",
+    type=click.Choice(["dequantized", "original", "auto"]),
+    help="QLoRA: merge onto; auto: the better of both.",
+)
 @click.option("--scheme", help="Quantization scheme, for example w8a16-rtn or w8a16-rtn-g128.")
 @click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights, confined.")
-@click.option("--thorough", is_flag=True, help="Measure longer: also a sustained minute.")
+@click.option("--thorough", is_flag=True, help="Also measure what takes minutes.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be done and why; stop.")
 @click.option("--only", default="*", help="Build identifiers that match, e.g. '*@this-machine'.")
 @click.option("--until", type=click.Choice(_STEPS), default=_STEPS[-1], help="Stop after a step.")

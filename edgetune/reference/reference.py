@@ -1,7 +1,7 @@
 """The reference step: what the trained model answers, and the merge's parity with it.
 
 The trained model (base as the adapter saw it, adapters unmerged, float32) is loaded first, then
-the base alone, then the merged checkpoint; one at a time.
+the base alone, then each merged checkpoint; one at a time.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import StepFailedError
+from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.reference.divergence import to_log_probabilities
 from edgetune.reference.measure import (
     BaseAlone,
-    Parity,
     deterministic,
     greedy_answers,
     measure_base,
-    measure_parity,
     threads_for,
     with_model,
     write_logits,
+)
+from edgetune.reference.merges import (
+    Candidate,
+    certificate,
+    choose,
+    judge_parity,
+    measure_candidate,
+    paths_of,
 )
 from edgetune.reference.own_text import SOURCE as OWN_SOURCE
 from edgetune.reference.own_text import own_items
@@ -41,8 +47,6 @@ from edgetune.tasks import load_task
 
 Progress = Callable[[str], None]
 
-# The largest difference of logits between merged and unmerged, in units of the largest logit.
-PARITY_TOLERANCE = 1e-4
 DATA_SOURCE = "evaluation data"
 _ROWS = "logprobs.npy"
 
@@ -73,17 +77,19 @@ class _Job:
 def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`.
 
-    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine, onto,
-    merge_dtype, checkpoint (the merged folder, whose tokenizer is what ships), task, evaluation
-    (JSON lines or null), seed, threads, layered (the model does not fit the memory; changes no
-    result). Facts: parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit,
+    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine,
+    merge_dtype, checkpoints {onto what: merged folder}, task, evaluation (JSON lines or null),
+    seed, threads, layered (the model does not fit the memory; changes no result). Facts: chosen
+    (onto what the checkpoint was merged that is nearest to the trained model), certificate, of the
+    chosen one parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit;
     kl_base, positions, items.
 
     Raises UsageError for evaluation data that does not fit, InputRefusedError for a base without
     a usable tokenizer, StepFailedError when the merged checkpoint misses parity.
     """
     base = Path(arguments["base"]["path"])
-    shipped = Path(arguments["checkpoint"])
+    # The tokenizer that ships: all merges carry the same one.
+    shipped = next(iter(paths_of(arguments).values()))
     tokenizer = load_tokenizer(shipped)
     eos = eos_token_ids(shipped, tokenizer)
     job = _Job(arguments, out, progress, tokenizer, eos, context_length(base))
@@ -95,8 +101,7 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
         )
         with rows:
             alone = _measure_base_alone(job, items, rows)
-            parity, against = _measure_merged(job, items, rows)
-            facts = _judge_parity(parity, against, str(arguments["merge_dtype"]))
+            chosen, facts = _measure_merges(job, items, rows)
             progress("writing log-probabilities")
             to_log_probabilities(rows)
             reference = Reference(
@@ -114,7 +119,13 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
             )
             write_self_test(out / "self_test", reference, rows, load_task(arguments["task"]))
             positions = rows.rows
-    return {**facts, "kl_base": kl_base(reference), "positions": positions, "items": len(items)}
+    return {
+        **facts,
+        "chosen": chosen,
+        "kl_base": kl_base(reference),
+        "positions": positions,
+        "items": len(items),
+    }
 
 
 def _items_of_data(job: _Job) -> list[ScoredItem]:
@@ -162,36 +173,38 @@ def _measure_base_alone(
     )
 
 
-def _measure_merged(job: _Job, items: tuple[ScoredItem, ...], rows: RowFile) -> tuple[Parity, str]:
-    """The merged checkpoint against what it was merged to be, and what that is."""
-    if job.arguments["onto"] != "original":
-        return _parity_with(job, items, rows), "trained model"
-    # Merged onto other weights than the adapter saw: the arithmetic is checked against the
-    # adapters over those; how far that is from the trained model, fidelity tells.
-    path = job.out / "original.npy"
-    job.progress("adapters over the original base: loading")
-    label = "adapters over the original base"
-    original = with_model(
-        lambda: _load_trained(job, "original"),
-        lambda model: write_logits(model, items, path, label, job.progress),
-    )
-    try:
-        with original:
-            return _parity_with(job, items, original), label
-    finally:
-        path.unlink()
+def _measure_merges(
+    job: _Job, items: tuple[ScoredItem, ...], rows: RowFile
+) -> tuple[str, dict[str, Any]]:
+    """(onto what the checkpoint was merged that is taken, the facts about it and the others).
 
-
-def _parity_with(job: _Job, items: tuple[ScoredItem, ...], expected: RowFile) -> Parity:
+    Raises StepFailedError when one of them misses parity.
+    """
     import torch
 
     from edgetune.checkpoint.trained import load_plain
 
-    job.progress("merged checkpoint: loading")
-    return with_model(
-        lambda: load_plain(Path(job.arguments["checkpoint"]), torch.float32, job.scratch),
-        lambda model: measure_parity(model, items, expected, job.progress),
-    )
+    def measured(onto: str, path: Path) -> Candidate:
+        return measure_candidate(
+            onto,
+            lambda: load_plain(path, torch.float32, job.scratch),
+            lambda: _load_trained(job, "original"),
+            items,
+            rows,
+            job.out,
+            job.progress,
+        )
+
+    dtype = str(job.arguments["merge_dtype"])
+    candidates = [measured(onto, path) for onto, path in paths_of(job.arguments).items()]
+    parities = [judge_parity(candidate, dtype) for candidate in candidates]
+    chosen = choose(candidates)
+    base = job.arguments["base"]
+    four_bit = bool(base["trained_as"] or read_checkpoint(Path(base["path"])).packed)
+    return chosen.onto, {
+        **parities[candidates.index(chosen)],
+        "certificate": certificate(candidates, chosen, four_bit),
+    }
 
 
 def _load_trained(job: _Job, onto: str) -> Any:
@@ -206,26 +219,3 @@ def _load_trained(job: _Job, onto: str) -> Any:
         scratch=job.scratch,
         combine=job.arguments.get("combine"),
     )
-
-
-def _judge_parity(parity: Parity, against: str, merge_dtype: str) -> dict[str, Any]:
-    """The facts about parity. Raises StepFailedError when it is missed and enforced.
-
-    A checkpoint stored in the base's data type is rounded on purpose; it is reported only.
-    """
-    limit = PARITY_TOLERANCE * max(1.0, parity.largest_logit)
-    enforced = merge_dtype == "float32"
-    if enforced and not parity.max_abs <= limit:
-        msg = (
-            f"the merged checkpoint is not the same model as the {against}: logits differ by up "
-            f"to {parity.max_abs:.3g}, allowed are {limit:.3g} "
-            f"({PARITY_TOLERANCE:g} × the largest logit, {parity.largest_logit:.3g})"
-        )
-        raise StepFailedError(msg, "the merge is not exact; please report it with the recipe")
-    return {
-        "parity_max_abs": parity.max_abs,
-        "parity_limit": limit,
-        "parity_enforced": enforced,
-        "parity_against": against,
-        "largest_logit": parity.largest_logit,
-    }

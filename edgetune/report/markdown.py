@@ -7,6 +7,12 @@ from typing import Any
 
 from edgetune.report.cost import cost_lines
 from edgetune.report.schema import Report, parse_report
+from edgetune.report.survival_words import (
+    SURVIVAL_COLUMNS,
+    certificate_lines,
+    survival_rows,
+    where_it_was_lost,
+)
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import Judgement, judge
 from edgetune.report.words import (
@@ -39,6 +45,8 @@ def to_markdown(
     lines = [f"## {MARKS[judgement.verdict]}: `{_code(report.identifier)}`", ""]
     lines += [f"{headline(judgement)} (variant `{_code(report.variant)}`).", ""]
     losses = list(what_was_lost(report, judgement))
+    if where := where_it_was_lost(report, judgement):
+        losses.append(where)
     if losses:
         lines += ["**What was lost**", "", *(f"- {plain_text(loss)}" for loss in losses), ""]
     unclear = list(what_is_unclear(report, judgement))
@@ -50,6 +58,7 @@ def to_markdown(
     if text := flips_of(report):
         lines += [f"Flips: {text}.", ""]
     lines += [*_examples(report, bool(losses or unclear)), *_tokenizer(report)]
+    lines += _survival(report)
     missing = list(not_measured(judgement))
     if missing:
         lines += ["**Not measured**", "", *(f"- {plain_text(text)}" for text in missing), ""]
@@ -106,6 +115,22 @@ def _tokenizer(report: Report) -> Iterator[str]:
         yield ""
     if note := normalization_note(report):
         yield from (f"{note[0].upper()}{note[1:]}.", "")
+
+
+def _survival(report: Report) -> Iterator[str]:
+    """The merge's certificate, and what quantization left in each module."""
+    merges = list(certificate_lines(report))
+    if merges:
+        yield from ("**Merge**", "", *(f"- {plain_text(text)}" for text in merges), "")
+    rows = survival_rows(report)
+    if rows and report.survival:
+        count = len(report.survival.modules)
+        title = f"What quantization leaves of the fine-tune: the worst {len(rows)} of {count}"
+        yield from (f"<details><summary>{title} modules</summary>", "")
+        yield from markdown_table(
+            SURVIVAL_COLUMNS, [[plain_text(cell) for cell in row] for row in rows]
+        )
+        yield from ("", "</details>", "")
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

@@ -186,6 +186,71 @@ class Emulated(Part):
     reason: str | None = None
 
 
+class MergeCandidate(Part):
+    """A merged checkpoint from the trained model; parity is with the unmerged model over `onto`."""
+
+    onto: str | None
+    kl_mean: Interval
+    top1_agreement: Interval
+    parity_max_abs: float
+    parity_against: str
+
+
+class Certificate(Part):
+    """Every merge that was compared with the trained model, and the one that was taken."""
+
+    chosen: str | None
+    positions: Count
+    candidates: list[MergeCandidate]
+
+
+class MergedModule(Part):
+    """‖Δ‖/‖W‖, and ‖stored − exact‖/‖Δ‖ of a module that the adapters changed."""
+
+    name: str
+    values: Count
+    delta_relative: float | None
+    rounding_relative: float | None
+
+
+class MergedModules(Part):
+    """How many there are, the spread of their figures, and those that lost most."""
+
+    count: Count
+    delta_relative: dict[str, float] | None
+    rounding_relative: dict[str, float] | None
+    worst: list[MergedModule]
+
+
+class ModuleSurvival(Part):
+    """What quantization leaves of a module's fine-tune; the last two where it was run alone."""
+
+    name: str
+    values: Count
+    delta_relative: float | None
+    # The median of the distances between two values that a weight can have.
+    step: float
+    # The share of weights that the fine-tune moved by less than half a step.
+    below_step: Share
+    # ‖Δ‖ / ‖quantized − merged‖; null where quantization changed nothing.
+    snr: float | None
+    kl_mean: Interval | None = None
+    retention: Interval | None = None
+
+
+class Survival(Part):
+    """Modules that the fine-tune changed, worst first."""
+
+    modules: list[ModuleSurvival]
+    # Modules that were not found in the graph by name.
+    not_found: list[str] = Field(default_factory=list)
+    # Why there are no modules; why they were not run one by one.
+    reason: str | None = None
+    not_run: str | None = None
+    # Over how many items each module was run.
+    items: Count | None = None
+
+
 class Merge(Part):
     """What the merge step and its parity check said."""
 
@@ -193,6 +258,8 @@ class Merge(Part):
     tensors_used: Count | None
     tensors_total: Count | None
     onto: str | None
+    certificate: Certificate | None = None
+    modules: MergedModules | None = None
 
 
 class Environment(Part):
@@ -252,6 +319,8 @@ class Report(Part):
     providers: Providers
     tokenizer: Tokenizer
     merge: Merge | None
+    # Null for a package alone: its weights cannot be compared with the base's.
+    survival: Survival | None = None
     # Null where nothing was to be emulated: the device is here.
     emulated: Emulated | None = None
     evidence: dict[str, bool]

@@ -31,6 +31,7 @@ from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
 from edgetune.validate.per_item import per_item
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
+from edgetune.validate.survival import run_modules
 from edgetune.validate.tokenizer_parity import tokenizer_parity
 
 Progress = Callable[[str], None]
@@ -42,6 +43,7 @@ _TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch")
 _MERGE_KEYS = (
     "parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit",
     "tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs",
+    "certificate", "modules",
 )  # fmt: skip
 
 
@@ -59,6 +61,10 @@ class Job:
     reference: Path | None = None
     checkpoint: Path | None = None
     merge: Mapping[str, Any] | None = None
+    # What the optimize step found to be left of each module's fine-tune.
+    survival: Mapping[str, Any] | None = None
+    # Whether to take minutes for what seconds cannot tell.
+    thorough: bool = False
     evidence: Mapping[str, bool] | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
     # The processor to emulate as well, else why there is none; both null: nothing to emulate.
@@ -66,16 +72,14 @@ class Job:
     not_emulated: str | None = None
     # Whether an emulator that fails ends the validation, or is reported as "not measured".
     must_emulate: bool = False
-    # Both sides also answer for a whole minute.
-    thorough: bool = False
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
-    checkpoint (paths or null), steps, merge (facts or null), evidence, emulation (or null),
-    not_emulated (why, or null), thorough. Raises InputRefusedError
+    checkpoint (paths or null), steps, merge and survival (facts or null), thorough, evidence,
+    emulation (or null), not_emulated (why, or null). Raises InputRefusedError
     for a package that was changed or does not open, StepFailedError when it does not run.
     """
     progress("checking the package's files")
@@ -90,11 +94,12 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         reference=_path(arguments.get("reference")),
         checkpoint=_path(arguments.get("checkpoint")),
         merge=arguments.get("merge"),
+        survival=arguments.get("survival"),
+        thorough=bool(arguments.get("thorough")),
         evidence=arguments.get("evidence"),
         steps=tuple(arguments.get("steps") or ()),
         emulation=emulation_from_json(emulation) if emulation else None,
         not_emulated=arguments.get("not_emulated"),
-        thorough=bool(arguments.get("thorough")),
     )
     report = make_report(manifest, job, progress)
     write_text(out / "report.json", dump_json(report))
@@ -115,6 +120,7 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
     prompt, new_tokens = make_prompt([i.prompt_ids for i in self_test.items], opened.context_length)
     # Two loaded models are enough: the latency workers bring their own.
     del opened
+    sections["survival"] = _survival(job, progress)
     sections["emulated"] = _emulated(manifest, self_test, job, progress)
     sections["latency"] = _latency(manifest, job, prompt, new_tokens, progress)
     ships = package_bytes(manifest.path)
@@ -165,6 +171,19 @@ def _measure(
         "examples": worst_examples(self_test, evaluation, measured.exact),
         "per_item": per_item(self_test, evaluation, measured.exact),
     }
+
+
+def _survival(job: Job, progress: Progress) -> dict[str, Any] | None:
+    if job.survival is None:
+        return None
+    if not job.thorough:
+        return {**job.survival, "not_run": "asked for with --thorough"}
+    if job.reference is None or job.checkpoint is None:
+        return {**job.survival, "not_run": "the reference or the merged checkpoint is not here"}
+    if "float32" not in _types_that_fit(job.checkpoint, available_memory_bytes()):
+        return {**job.survival, "not_run": "the model does not fit this machine's memory"}
+    files = {"checkpoint": job.checkpoint, "graph": job.variant.folder, "reference": job.reference}
+    return run_modules(job.survival, files, job.threads, progress)
 
 
 def _emulated(
