@@ -127,6 +127,7 @@ def plan_as_json(plans: Sequence[Plan], out: Path) -> dict[str, Any]:
     """The document of `build --plan --json`."""
     rows = describe_steps(plans, out)
     return {
+        "warnings": warnings_of(plans[0].inputs),
         "plans": [
             {
                 "identifier": plan.identifier,
@@ -152,7 +153,7 @@ def plan_as_json(plans: Sequence[Plan], out: Path) -> dict[str, Any]:
                 ],
             }
             for plan in plans
-        ]
+        ],
     }
 
 
