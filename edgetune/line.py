@@ -90,6 +90,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "checkpoint": str(path_of(store, merge)),
             "task": recipe.task,
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
+            "self_test_data": recipe.self_test_data,
             "seed": SEED,
             "threads": usable_cores(),
             "layered": plan.layered,
@@ -99,6 +100,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "base_before": digest_of_json(dict(inputs.before_digests)) if inputs.before else None,
             "task": recipe.task,
             "evaluation": inputs.evaluation.digest if inputs.evaluation else None,
+            "self_test_data": recipe.self_test_data,
             "seed": SEED,
             "code": code_digest("checkpoint", "merge", "reference", "tasks"),
         },
@@ -164,7 +166,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
                 for name, step in sorted(graphs.items())
             ],
             "devices": devices,
-            "reference": str(path_of(store, reference)),
+            "self_test": str(path_of(store, reference) / _shipped_self_test(first)),
             "checkpoint": str(path_of(store, merge)),
             "base_checkpoint": str(first.inputs.base.path),
             "lock": lock,
@@ -214,6 +216,7 @@ def validate_step(
             "variant": plan.variant,
             "identifier": plan.identifier,
             "reference": str(path_of(store, reference_step(plan, store))),
+            "private_data": _shipped_self_test(plan) != "self_test",
             "checkpoint": str(path_of(store, merge_step(plan))),
             "merge": dict(facts),
             "steps": [],
@@ -293,6 +296,12 @@ def _input_digests(inputs: Inputs) -> dict[str, Any]:
         digests[f"adapter {number}"] = digest_of_json(dict(entry.digests))
         digests[f"adapter {number} weight"] = entry.weight
     return digests
+
+
+def _shipped_self_test(plan: Plan) -> str:
+    """Which folder of the reference travels in the package."""
+    private = plan.recipe.self_test_data == "builtin" and plan.inputs.evaluation is not None
+    return "shipped_self_test" if private else "self_test"
 
 
 def _device_entry(plan: Plan) -> dict[str, Any]:

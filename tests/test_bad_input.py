@@ -425,8 +425,8 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
     # data
     "data missing": (nothing, DATA, 2, "d.jsonl: no such file"),
     "data calibrated on": (
-        both(write("e.jsonl", ROW), both(write("c.jsonl", f"\n{ROW.upper()}".replace("TEXT", "text")),
-        recipe(data={"evaluation": "e.jsonl", "calibration": "c.jsonl"}))), RECIPE, 2,
+        both(write("e.jsonl", ROW), write("c.jsonl", "\n" + ROW.replace("the", "THE")),
+             recipe(data={"evaluation": "e.jsonl", "calibration": "c.jsonl"})), RECIPE, 2,
         "1 of 1 rows of the evaluation data are in the calibration data too: line 1 is line 2 of"),
     "data empty": (write("d.jsonl", ""), DATA, 2, "the file is empty, there is nothing to score"),
     "data a folder": (folder("d.jsonl"), DATA, 2, "d.jsonl: cannot be read"),

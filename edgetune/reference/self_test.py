@@ -63,6 +63,12 @@ def write_self_test(folder: Path, reference: Reference, rows: RowFile, task: Tas
     write_text(folder / "items.jsonl", text)
     write_text(folder / "tokenizer_cases.json", dump_json(reference.tokenizer_cases))
     head = _head(reference, rows) | {"metrics": metrics}
+    if reference.source == "evaluation data":
+        # Whoever has the package can read them.
+        size = len(text.encode())
+        head["evaluation_text"] = {"items": len(reference.items), "bytes": size}
+    else:
+        head["evaluation_text"] = None
     write_text(folder / "self_test.json", dump_json(head))
 
 

@@ -9,6 +9,7 @@ from edgetune.report.schema import Report, parse_report
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import judge
 from edgetune.report.words import (
+    carried_note,
     headline,
     normalization_note,
     not_measured,
@@ -41,6 +42,8 @@ def to_markdown(value: Mapping[str, Any] | Report) -> str:
     if missing:
         lines += ["**Not measured**", "", *(f"- {_text(text)}" for text in missing), ""]
     lines += [f"Measured: {_text(where_measured(report))}. Bounds are one-sided 95 % bounds.", ""]
+    if carried := carried_note(report):
+        lines += [f"Data: {_text(carried)}.", ""]
     if emulated := what_was_emulated(report):
         lines += [f"Emulated: {_text(emulated)}.", ""]
     lines += [f"Package `{report.package_digest[:16]}`, {_versions(report)}."]

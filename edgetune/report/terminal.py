@@ -10,6 +10,7 @@ from edgetune.report.schema import Interval, Latency, LatencySide, Report, parse
 from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
 from edgetune.report.words import (
     bounds,
+    carried_note,
     headline,
     megabytes,
     nats,
@@ -60,6 +61,8 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
         lines.append(f"note     {text}")
+    if text := carried_note(report):
+        lines.append(f"data     {text}")
     lines.append(f"measured {where_measured(report)}")
     if text := what_was_emulated(report):
         lines.append(f"emulated {text}")

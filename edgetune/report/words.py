@@ -163,3 +163,22 @@ def normalization_note(report: Report) -> str | None:
         f"the model reads text in the normal form {', '.join(forms)}; onnxruntime-genai does not "
         "normalize it, edgetune does, and so must a program that calls onnxruntime-genai itself"
     )
+
+
+def carried_note(report: Report) -> str | None:
+    """What of the evaluation data ships; None where nothing does."""
+    if report.self_test is None:
+        return None
+    carries = report.self_test.carries
+    text = carries.evaluation_text
+    if text is not None:
+        return (
+            f"the package carries {text.items} evaluation items ({text.bytes / 1e3:.1f} kB), which "
+            "whoever has it can read; for private data build with --self-test-data builtin"
+        )
+    if report.self_test.measured_on == carries.source:
+        return None
+    return (
+        f"measured on {report.self_test.items} items of the {report.self_test.measured_on}; the "
+        f"package carries none of them, its self-test is {carries.items} items of {carries.source}"
+    )

@@ -1,7 +1,7 @@
 """A recipe's data files: read, digested, and kept apart.
 
 What a scheme was calibrated on, a package does well on: calibration and evaluation items that are
-the same, or nearly, are a problem of the plan. numpy is loaded only where there are rows to compare.
+the same, or nearly, are a problem of the plan. numpy is loaded where there are rows to compare.
 """
 
 from __future__ import annotations

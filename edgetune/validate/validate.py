@@ -28,6 +28,7 @@ from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
+from edgetune.validate.privacy import describe_self_test, without_text
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.tokenizer_parity import tokenizer_parity
 
@@ -56,6 +57,8 @@ class Job:
     # The reference step's folder and the merged checkpoint: whole-vocabulary KL, torch's latency.
     reference: Path | None = None
     checkpoint: Path | None = None
+    # The items are the reference's, the package carries none of them, and no report may.
+    private_data: bool = False
     merge: Mapping[str, Any] | None = None
     evidence: Mapping[str, bool] | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
@@ -70,9 +73,10 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
     """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
-    checkpoint (paths or null), steps, merge (facts or null), evidence, emulation (or null),
-    not_emulated (why, or null). Raises InputRefusedError
-    for a package that was changed or does not open, StepFailedError when it does not run.
+    checkpoint (paths or null), private_data (the package does not carry the items), steps, merge
+    (facts or null), evidence, emulation (or null), not_emulated (why, or null). Raises
+    InputRefusedError for a package that was changed or does not open, StepFailedError when it does
+    not run.
     """
     progress("checking the package's files")
     manifest = read_manifest(Path(arguments["package"]))
@@ -85,6 +89,7 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         variant=choose_variant(manifest, arguments["variant"], None),
         reference=_path(arguments.get("reference")),
         checkpoint=_path(arguments.get("checkpoint")),
+        private_data=bool(arguments.get("private_data")),
         merge=arguments.get("merge"),
         evidence=arguments.get("evidence"),
         steps=tuple(arguments.get("steps") or ()),
@@ -99,8 +104,8 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
 
 def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, Any]:
     """Measure a package and judge it. Writes nothing. Raises as `validate_step` does."""
-    folder = manifest.path / "self_test"
-    limits = _read_limits(folder)
+    limits = _read_limits(manifest.path / "self_test")
+    folder = self_test_folder(manifest, job)
     self_test = load_self_test(folder)
     progress("opening the package")
     opened = open_variant(manifest, job.variant, job.device, job.threads)
@@ -128,13 +133,21 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
         "evidence": _evidence(job, sections),
         "environment": _environment(job),
         "steps": [dict(step) for step in job.steps],
+        "self_test": describe_self_test(manifest, self_test),
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": digest_of_json(digests_of_folder(folder)),
         },
     }
     report["checks"] = make_checks(limits, report)
-    return finish_report(report)
+    return finish_report(without_text(report) if job.private_data else report)
+
+
+def self_test_folder(manifest: Manifest, job: Job) -> Path:
+    """Where the items are: in the package, or where they are private with the reference."""
+    if job.private_data and job.reference is not None:
+        return job.reference / "self_test"
+    return manifest.path / "self_test"
 
 
 def _measure(
@@ -172,6 +185,7 @@ def _emulated(
             self_test,
             job.emulation,
             job.device,
+            self_test_folder(manifest, job),
             job.reference,
             job.threads,
             progress,

@@ -85,6 +85,7 @@ def arguments(tiny_phi3: Path, lora: Path, merged: Path, chats: Path) -> Callabl
             "checkpoint": str(merged),
             "task": "text-generation",
             "evaluation": str(chats),
+            "self_test_data": "evaluation",
             "seed": 0,
             "threads": 2,
             "layered": False,
