@@ -10,6 +10,7 @@ from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import judge
 from edgetune.report.words import (
     carried_note,
+    double_bos_note,
     headline,
     normalization_note,
     not_measured,
@@ -88,8 +89,9 @@ def _tokenizer(report: Report) -> Iterator[str]:
         yield from ("**Where the tokenizer differs**", "")
         yield from _table(("kind", "given", "expected", "found"), rows)
         yield ""
-    if note := normalization_note(report):
-        yield from (f"{note[0].upper()}{note[1:]}.", "")
+    for note in (normalization_note(report), double_bos_note(report)):
+        if note:
+            yield from (f"{note[0].upper()}{note[1:]}.", "")
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

@@ -131,6 +131,10 @@ class Tokenizer(Part):
     differences: list[dict[str, Any]] = Field(default_factory=list)
     # Unicode normal forms applied before onnxruntime-genai's tokenizer, which leaves them out.
     normalized: list[str] = Field(default_factory=list)
+    # {kind: {"cases", "mismatches"}}, the gravest kind first.
+    by_kind: dict[str, dict[str, Count]] = Field(default_factory=dict)
+    # Chat template and tokenizer both write a BOS.
+    double_bos: bool = False
 
 
 class Emulated(Part):

@@ -11,6 +11,7 @@ from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, ju
 from edgetune.report.words import (
     bounds,
     carried_note,
+    double_bos_note,
     headline,
     megabytes,
     nats,
@@ -60,6 +61,8 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
+        lines.append(f"note     {text}")
+    if text := double_bos_note(report):
         lines.append(f"note     {text}")
     if text := carried_note(report):
         lines.append(f"data     {text}")
