@@ -61,7 +61,9 @@ def write_self_test(folder: Path, reference: Reference, rows: RowFile, task: Tas
         for line in lines
     )
     write_text(folder / "items.jsonl", text)
-    write_text(folder / "tokenizer_cases.json", dump_json(reference.tokenizer_cases))
+    # Without line breaks: very long words have thousands of tokens.
+    cases = json.dumps(reference.tokenizer_cases, ensure_ascii=False, separators=(",", ":"))
+    write_text(folder / "tokenizer_cases.json", cases + "\n")
     head = _head(reference, rows) | {"metrics": metrics}
     if reference.source == "evaluation data":
         # Whoever has the package can read them.

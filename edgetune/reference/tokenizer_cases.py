@@ -65,7 +65,7 @@ STRINGS = (
 )
 
 # A word without end is what some tokenizers cut, and others take minutes for.
-LONG_WORDS = (("w", 10_000), ("supercalifragilisticexpialidocious", 300), ("🙂é", 1_000))
+LONG_WORDS = (("w", 10_000), ("supercalifragilisticexpialidocious", 300))
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -114,7 +114,8 @@ def make_cases(tokenizer: Any) -> dict[str, Any]:
         "template_uses_date": uses_date(tokenizer),
         "special_tokens": special_tokens(tokenizer),
         "bos": {
-            "template": any(_begins(tokenizer, case["ids"]) for case in templates),
+            "template": bool(templates)
+            and all(_begins(tokenizer, case["ids"]) for case in templates),
             "tokenizer": _begins(tokenizer, tokenizer.encode("a")),
         },
     }
