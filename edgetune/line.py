@@ -104,6 +104,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "checkpoints": {str(m.inputs["onto"]): str(path_of(store, m)) for m in merges},
             "task": recipe.task,
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
+            "self_test_data": recipe.self_test_data,
             "seed": SEED,
             "threads": usable_cores(),
             "layered": plan.layered,
@@ -114,6 +115,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "base_before": digest_of_json(dict(inputs.before_digests)) if inputs.before else None,
             "task": recipe.task,
             "evaluation": inputs.evaluation.digest if inputs.evaluation else None,
+            "self_test_data": recipe.self_test_data,
             "seed": SEED,
             "code": code_digest("checkpoint", "merge", "reference", "tasks"),
         },
@@ -194,7 +196,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
                 for name, step in sorted(graphs.items())
             ],
             "devices": devices,
-            "reference": str(path_of(store, reference)),
+            "self_test": str(path_of(store, reference) / _shipped_self_test(first)),
             "checkpoint": str(path_of(store, merge)),
             "base_checkpoint": str(first.inputs.base.path),
             "lock": lock,
@@ -257,6 +259,7 @@ def validate_step(
             "variant": plan.variant,
             "identifier": plan.identifier,
             "reference": str(path_of(store, reference_step(plan, store))),
+            "private_data": _shipped_self_test(plan) != "self_test",
             "checkpoint": str(path_of(store, merge_step(plan))),
             "merge": dict(facts),
             "survival": survival,
@@ -298,6 +301,12 @@ def _started_from(plan: Plan) -> dict[str, Any] | None:
         return {"path": str(before.path), "trained_as": None} if before else None
     seen = trained_as.model_dump() if trained_as and plan.onto == "dequantized" else None
     return {"path": str(inputs.base.path), "trained_as": seen}
+
+
+def _shipped_self_test(plan: Plan) -> str:
+    """Which folder of the reference travels in the package."""
+    private = plan.recipe.self_test_data == "builtin" and plan.inputs.evaluation is not None
+    return "shipped_self_test" if private else "self_test"
 
 
 def _device_entry(plan: Plan) -> dict[str, Any]:

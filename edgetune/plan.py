@@ -92,6 +92,8 @@ class Inputs:
     before_origin: Origin | None = None
     evaluation: DataInput | None = None
     calibration: DataInput | None = None
+    # What makes a measurement on the evaluation data weaker than it looks.
+    data_warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -267,4 +269,5 @@ def _has_template(folder: Path, files: Sequence[str]) -> bool:
 
 def warnings_of(inputs: Inputs) -> list[str]:
     """What is odd about the inputs but does not stop a build."""
-    return merge_warnings(inputs.base, [entry.adapter for entry in inputs.adapters])
+    found = merge_warnings(inputs.base, [entry.adapter for entry in inputs.adapters])
+    return [*found, *inputs.data_warnings]

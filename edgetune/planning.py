@@ -150,6 +150,7 @@ def plan_as_json(plans: Sequence[Plan], out: Path, thorough: bool = False) -> di
     """The document of `build --plan --json`."""
     rows = describe_steps(plans, out, thorough)
     return {
+        "warnings": warnings_of(plans[0].inputs),
         "plans": [
             {
                 "identifier": plan.identifier,
@@ -175,7 +176,7 @@ def plan_as_json(plans: Sequence[Plan], out: Path, thorough: bool = False) -> di
                 ],
             }
             for plan in plans
-        ]
+        ],
     }
 
 

@@ -106,6 +106,8 @@ class Recipe(Strict):
     combine: Combine | None = None
     task: str = "text-generation"
     data: Data = Data()
+    # Which text the package carries to check itself with: the evaluation items, or none of them.
+    self_test_data: Literal["evaluation", "builtin"] = "evaluation"
     scheme: str = DEFAULT_SCHEME
     group_size: int | None = None
     onto: Literal["dequantized", "original", "auto"] = "dequantized"
@@ -240,6 +242,7 @@ task: text-generation
 data:                            # JSON lines: text, prompt + completion, or messages
   evaluation: my-evaluation.jsonl
   # calibration: my-calibration.jsonl
+# self_test_data: evaluation       # or `builtin`: the package carries none of the evaluation text
 
 scheme: w8a16-rtn                # fp32, w8a16-rtn, w4a16-rtn
 # group_size: 128                # 16, 32, 64, 128 or 256; larger is faster and coarser

@@ -35,6 +35,11 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="out", show_default=True)
 @click.option("--task", help="Task, named as Hugging Face pipelines are.")
 @click.option("--data", help="Evaluation data, JSON lines.")
+@click.option(
+    "--self-test-data",
+    type=click.Choice(["evaluation", "builtin"]),
+    help="Text that the package carries; builtin: none of the data.",
+)
 @click.option("--trained-as", help="The 4-bit base the adapter saw: nf4|fp4[+double][:bfloat16].")
 @click.option(
     "--onto",
@@ -112,7 +117,7 @@ def _recipe_of(flags: dict[str, Any]) -> Recipe:
     if flags["scheme"] is not None:
         # A scheme on the command line replaces the recipe's scheme with its group size.
         values["scheme"], values["group_size"] = flags["scheme"], None
-    for key in ("task", "onto", "merge_dtype"):
+    for key in ("task", "self_test_data", "onto", "merge_dtype"):
         if flags[key] is not None:
             values[key] = flags[key]
     try:

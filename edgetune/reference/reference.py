@@ -7,6 +7,7 @@ the base alone, then each merged checkpoint; one at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ from edgetune.tasks import load_task
 Progress = Callable[[str], None]
 
 DATA_SOURCE = "evaluation data"
-_ROWS = "logprobs.npy"
+BUILTIN = "builtin"
+# The folder that ships, unless the evaluation data is private: then the other one does.
+SELF_TEST, SHIPPED_SELF_TEST = "self_test", "shipped_self_test"
+_ROWS, _SHIPPED_ROWS = "logprobs.npy", "shipped_logprobs.npy"
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,29 @@ class _Job:
         )
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A set of items, the trained model's logits on disk, and its answers."""
+
+    source: str
+    folder: str
+    items: tuple[ScoredItem, ...]
+    rows: RowFile
+    answers: list[str | None]
+    items_in_data: int
+    positions_in_data: int
+
+
 def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`.
+    """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`; with
+    private evaluation data also `shipped_self_test/`, of the model's own and built-in text.
 
     Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine,
     merge_dtype, checkpoints {onto what: merged folder}, task, evaluation (JSON lines or null),
-    seed, threads, layered (the model does not fit the memory; changes no result). Facts: chosen
-    (onto what the checkpoint was merged that is nearest to the trained model), certificate, of the
-    chosen one parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit;
-    kl_base, positions, items.
+    self_test_data (evaluation, or builtin: it is private), seed, threads, layered (the model does
+    not fit the memory; changes no result). Facts: chosen (onto what the checkpoint was merged that
+    is nearest to the trained model), certificate, of the chosen one parity_max_abs, parity_limit,
+    parity_enforced, parity_against, largest_logit; kl_base, positions, items.
 
     Raises UsageError for evaluation data that does not fit, InputRefusedError for a base without
     a usable tokenizer, StepFailedError when the merged checkpoint misses parity.
@@ -94,37 +112,49 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
     eos = eos_token_ids(shipped, tokenizer)
     job = _Job(arguments, out, progress, tokenizer, eos, context_length(base))
     given = _items_of_data(job)
-    with deterministic(threads_for(base, int(arguments["threads"]))):
-        items, rows, answers = with_model(
+    private = bool(given) and arguments["self_test_data"] == BUILTIN
+    with deterministic(threads_for(base, int(arguments["threads"]))), ExitStack() as stack:
+        sets = with_model(
             lambda: _load_trained(job, "dequantized"),
-            lambda model: _measure_trained(job, model, given),
+            lambda model: _measure_trained(job, model, given, private),
         )
-        with rows:
-            alone = _measure_base_alone(job, items, rows)
-            chosen, facts = _measure_merges(job, items, rows)
-            progress("writing log-probabilities")
-            to_log_probabilities(rows)
-            reference = Reference(
+        for measured in sets:
+            stack.enter_context(measured.rows)
+        alone = _measure_base_alone(job, sets)
+        main = sets[0]
+        chosen, facts = _measure_merges(job, main.items, main.rows)
+        progress("writing log-probabilities")
+        cases, generation = make_cases(tokenizer), generation_settings(shipped, tokenizer)
+        references = [
+            Reference(
                 task_name=arguments["task"],
-                source=DATA_SOURCE if given else OWN_SOURCE,
+                source=measured.source,
                 seed=int(arguments["seed"]),
-                items=items,
-                items_in_data=len(given or items),
-                positions_in_data=sum(item.positions for item in given or items),
-                answers=answers,
-                base=alone,
+                items=measured.items,
+                items_in_data=measured.items_in_data,
+                positions_in_data=measured.positions_in_data,
+                answers=measured.answers,
+                base=base_alone,
                 eos_token_ids=eos,
-                generation=generation_settings(shipped, tokenizer),
-                tokenizer_cases=make_cases(tokenizer),
+                generation=generation,
+                tokenizer_cases=cases,
             )
-            write_self_test(out / "self_test", reference, rows, load_task(arguments["task"]))
-            positions = rows.rows
+            for measured, base_alone in zip(sets, alone, strict=True)
+        ]
+        for measured, reference in zip(sets, references, strict=True):
+            to_log_probabilities(measured.rows)
+            folder = out / measured.folder
+            write_self_test(folder, reference, measured.rows, load_task(arguments["task"]))
+    if private:
+        # Only its top log-probabilities ship.
+        (out / _SHIPPED_ROWS).unlink()
+    divergence, positions = kl_base(references[0]), main.rows.rows
     return {
         **facts,
         "chosen": chosen,
-        "kl_base": kl_base(reference),
+        "kl_base": divergence,
         "positions": positions,
-        "items": len(items),
+        "items": len(main.items),
     }
 
 
@@ -138,39 +168,51 @@ def _items_of_data(job: _Job) -> list[ScoredItem]:
 
 
 def _measure_trained(
-    job: _Job, model: Any, given: list[ScoredItem]
-) -> tuple[tuple[ScoredItem, ...], RowFile, list[str | None]]:
-    """The items scored, the trained model's logits on disk, and its answers."""
-    seed = int(job.arguments["seed"])
-    found = given or own_items(model, job.tokenizer, job.eos, job.context, seed, job.progress)
-    items = select(found, most_positions(vocabulary_size(model)))
-    rows = write_logits(model, items, job.out / _ROWS, "trained model", job.progress)
-    return items, rows, job.answer(items, model, "trained model")
+    job: _Job, model: Any, given: list[ScoredItem], private: bool
+) -> list[_Measured]:
+    """The evaluation items, or text of its own; where they are private, its own text as well."""
+    progress, label = job.progress, "trained model"
+
+    def own() -> list[ScoredItem]:
+        seed = int(job.arguments["seed"])
+        return own_items(model, job.tokenizer, job.eos, job.context, seed, progress)
+
+    def measured(found: list[ScoredItem], source: str, folder: str, rows: str) -> _Measured:
+        items = select(found, most_positions(vocabulary_size(model)))
+        logits = write_logits(model, items, job.out / rows, label, progress)
+        answers = job.answer(items, model, label)
+        total = sum(item.positions for item in found)
+        return _Measured(source, folder, items, logits, answers, len(found), total)
+
+    source = DATA_SOURCE if given else OWN_SOURCE
+    sets = [measured(given or own(), source, SELF_TEST, _ROWS)]
+    if private:
+        sets.append(measured(own(), OWN_SOURCE, SHIPPED_SELF_TEST, _SHIPPED_ROWS))
+    return sets
 
 
-def _measure_base_alone(
-    job: _Job, items: tuple[ScoredItem, ...], rows: RowFile
-) -> BaseAlone | None:
-    """The base alone; None for a full fine-tune whose base is not named."""
+def _measure_base_alone(job: _Job, sets: list[_Measured]) -> list[BaseAlone | None]:
+    """The base alone on each set; None for a full fine-tune whose base is not named."""
     from edgetune.checkpoint.trained import load_base_alone
 
     base, adapters = job.arguments["base"], job.arguments["adapters"]
     before = job.arguments["base_before"]
     if before is None and not adapters:
-        return None
+        return [None] * len(sets)
 
     def load() -> Any:
         if before is not None:
             return load_base_alone(Path(before), None, [], job.scratch)
         return load_base_alone(Path(base["path"]), base["trained_as"], adapters, job.scratch)
 
+    def measure(model: Any, of: _Measured) -> BaseAlone:
+        def answer(asked: Any, label: str) -> list[str | None]:
+            return job.answer(of.items, asked, label)
+
+        return measure_base(model, of.items, of.rows, answer, job.progress)
+
     job.progress("base alone: loading")
-    return with_model(
-        load,
-        lambda model: measure_base(
-            model, items, rows, lambda m, label: job.answer(items, m, label), job.progress
-        ),
-    )
+    return with_model(load, lambda model: [measure(model, of) for of in sets])
 
 
 def _measure_merges(

@@ -16,6 +16,8 @@ from edgetune.report.survival_words import (
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import Judgement, judge
 from edgetune.report.words import (
+    carried_note,
+    double_bos_note,
     flips_of,
     headline,
     normalization_note,
@@ -68,6 +70,8 @@ def to_markdown(
     ]
     if costs := list(cost_lines(report)):
         lines += [f"Cost: {'. '.join(plain_text(text) for text in costs)}.", ""]
+    if carried := carried_note(report):
+        lines += [f"Data: {plain_text(carried)}.", ""]
     if emulated := what_was_emulated(report):
         lines += [f"Emulated: {plain_text(emulated)}.", ""]
     lines += [f"Package `{_code(report.package_digest[:16])}`, {_versions(report)}."]
@@ -113,8 +117,9 @@ def _tokenizer(report: Report) -> Iterator[str]:
         yield from ("**Where the tokenizer differs**", "")
         yield from markdown_table(("kind", "given", "expected", "found"), rows)
         yield ""
-    if note := normalization_note(report):
-        yield from (f"{note[0].upper()}{note[1:]}.", "")
+    for note in (normalization_note(report), double_bos_note(report)):
+        if note:
+            yield from (f"{note[0].upper()}{note[1:]}.", "")
 
 
 def _survival(report: Report) -> Iterator[str]:

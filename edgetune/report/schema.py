@@ -167,6 +167,10 @@ class Tokenizer(Part):
     differences: list[dict[str, Any]] = Field(default_factory=list)
     # Unicode normal forms applied before onnxruntime-genai's tokenizer, which leaves them out.
     normalized: list[str] = Field(default_factory=list)
+    # {kind: {"cases", "mismatches"}}, the gravest kind first.
+    by_kind: dict[str, dict[str, Count]] = Field(default_factory=dict)
+    # Chat template and tokenizer both write a BOS.
+    double_bos: bool = False
 
 
 class Emulated(Part):
@@ -300,6 +304,29 @@ class StepFigures(Part):
     cached: bool
 
 
+class EvaluationText(Part):
+    """Evaluation items that a package carries, readable for whoever has it."""
+
+    items: Count
+    bytes: Count
+
+
+class Carries(Part):
+    """What the package's own self-test consists of."""
+
+    source: str | None
+    items: Count | None
+    evaluation_text: EvaluationText | None
+
+
+class SelfTest(Part):
+    """On what the figures were taken, and what of it the package carries."""
+
+    measured_on: str
+    items: Count
+    carries: Carries
+
+
 class Report(Part):
     """A whole report."""
 
@@ -326,6 +353,7 @@ class Report(Part):
     evidence: dict[str, bool]
     environment: Environment
     steps: list[StepFigures]
+    self_test: SelfTest | None = None
     # What reports must share to be comparable.
     inputs: dict[str, str | None] = Field(default_factory=dict)
     # Answers that changed most: {id, prompt, expected, reference, package, lost, kl_mean}.

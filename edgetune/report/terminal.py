@@ -12,6 +12,8 @@ from edgetune.report.survival_words import certificate_lines, where_it_was_lost
 from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
 from edgetune.report.words import (
     bounds,
+    carried_note,
+    double_bos_note,
     flips_of,
     headline,
     megabytes,
@@ -74,6 +76,10 @@ def summary_lines(
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
         lines.append(f"note     {text}")
+    if text := double_bos_note(report):
+        lines.append(f"note     {text}")
+    if text := carried_note(report):
+        lines.append(f"data     {text}")
     lines += [f"merge    {text}" for text in certificate_lines(report)]
     lines += [f"cost     {text}" for text in cost_lines(report)]
     lines.append(f"measured {where_measured(report)}")

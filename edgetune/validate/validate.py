@@ -30,6 +30,7 @@ from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
 from edgetune.validate.per_item import per_item
+from edgetune.validate.privacy import describe_self_test, without_text
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.survival import run_modules
 from edgetune.validate.tokenizer_parity import tokenizer_parity
@@ -60,6 +61,8 @@ class Job:
     # The reference step's folder and the merged checkpoint: whole-vocabulary KL, torch's latency.
     reference: Path | None = None
     checkpoint: Path | None = None
+    # The items are the reference's, the package carries none of them, and no report may.
+    private_data: bool = False
     merge: Mapping[str, Any] | None = None
     # What the optimize step found to be left of each module's fine-tune.
     survival: Mapping[str, Any] | None = None
@@ -78,9 +81,10 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
     """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
-    checkpoint (paths or null), steps, merge and survival (facts or null), thorough, evidence,
-    emulation (or null), not_emulated (why, or null). Raises InputRefusedError
-    for a package that was changed or does not open, StepFailedError when it does not run.
+    checkpoint (paths or null), private_data (the package does not carry the items), steps, merge
+    and survival (facts or null), thorough, evidence, emulation (or null), not_emulated (why, or
+    null). Raises InputRefusedError for a package that was changed or does not open,
+    StepFailedError when it does not run.
     """
     progress("checking the package's files")
     manifest = read_manifest(Path(arguments["package"]))
@@ -93,6 +97,7 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         variant=choose_variant(manifest, arguments["variant"], None),
         reference=_path(arguments.get("reference")),
         checkpoint=_path(arguments.get("checkpoint")),
+        private_data=bool(arguments.get("private_data")),
         merge=arguments.get("merge"),
         survival=arguments.get("survival"),
         thorough=bool(arguments.get("thorough")),
@@ -109,8 +114,8 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
 
 def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, Any]:
     """Measure a package and judge it. Writes nothing. Raises as `validate_step` does."""
-    folder = manifest.path / "self_test"
-    limits = _read_limits(folder)
+    limits = _read_limits(manifest.path / "self_test")
+    folder = self_test_folder(manifest, job)
     self_test = load_self_test(folder)
     progress("opening the package")
     opened = open_variant(manifest, job.variant, job.device, job.threads)
@@ -141,13 +146,21 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
         "evidence": _evidence(job, sections),
         "environment": _environment(job),
         "steps": [dict(step) for step in job.steps],
+        "self_test": describe_self_test(manifest, self_test),
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": digest_of_json(digests_of_folder(folder)),
         },
     }
     report["checks"] = make_checks(limits, report)
-    return finish_report(report)
+    return finish_report(without_text(report) if job.private_data else report)
+
+
+def self_test_folder(manifest: Manifest, job: Job) -> Path:
+    """Where the items are: in the package, or where they are private with the reference."""
+    if job.private_data and job.reference is not None:
+        return job.reference / "self_test"
+    return manifest.path / "self_test"
 
 
 def _measure(
@@ -199,6 +212,7 @@ def _emulated(
             self_test,
             job.emulation,
             job.device,
+            self_test_folder(manifest, job),
             job.reference,
             job.threads,
             progress,

@@ -86,6 +86,7 @@ def arguments(tiny_phi3: Path, lora: Path, merged: Path, chats: Path) -> Callabl
             "checkpoints": {onto: str(checkpoint)},
             "task": "text-generation",
             "evaluation": str(chats),
+            "self_test_data": "evaluation",
             "seed": 0,
             "threads": 2,
             "layered": False,

@@ -69,6 +69,7 @@ def test_a_build_s_parity(case: str, request: pytest.FixtureRequest, tmp_path: P
         "checkpoints": {"dequantized": str(merged)},
         "task": "text-generation",
         "evaluation": str(write_chats(tmp_path / "chats.jsonl", CHATS)),
+        "self_test_data": "evaluation",
         "seed": 0,
         "threads": 1,
         "layered": False,
