@@ -148,7 +148,11 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "code": code_digest("checkpoint", "optimize", "providers"),
             **versions_of(*OPTIMIZE_TOOLS),
         },
-        libraries=Libraries(("edgetune.optimize.optimize", "edgetune.optimize.olive"), _UNUSED),
+        libraries=_libraries(
+            plan.recipe,
+            bool(plan.inputs.base.packed),
+            ("edgetune.optimize.optimize", "edgetune.optimize.olive"),
+        ),
     )
 
 
@@ -158,8 +162,11 @@ def merge_libraries(recipe: Recipe, *, packed: bool = False) -> Libraries:
 
 
 def _torch_libraries(recipe: Recipe, packed: bool, room: str) -> Libraries:
+    return _libraries(recipe, packed, (f"edgetune.{room}", "peft", "transformers", "accelerate"))
+
+
+def _libraries(recipe: Recipe, packed: bool, names: tuple[str, ...]) -> Libraries:
     four_bit = packed or recipe.base.trained_as is not None
-    names = (f"edgetune.{room}", "peft", "transformers", "accelerate")
     return Libraries(names, () if four_bit else _UNUSED)
 
 
