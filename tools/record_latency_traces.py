@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=24, help="of a session")
     parser.add_argument("--minutes", type=float, default=20.0, help="when to give up")
     parser.add_argument("--most", type=int, default=3, help="answers a block")
+    parser.add_argument("--as", dest="name", help="one name for all, however busy others are")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--out", type=Path, default=TRACES)
     options = parser.parse_args()
@@ -104,15 +105,16 @@ def main() -> None:
         "new_tokens": NEW_TOKENS,
     }
     host = probe_host()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SORTS}
+    wanted = [options.name] if options.name else list(SORTS)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
     until = time.monotonic() + 60 * options.minutes
     while time.monotonic() < until:
-        if all(len(sessions) >= options.sessions for sessions in found.values()):
+        if all(len(found[name]) >= options.sessions for name in wanted):
             break
-        if len(found[sort_of(share_now())]) >= options.sessions:
+        if options.name is None and len(found[sort_of(share_now())]) >= options.sessions:
             continue
         blocks, share = record_session(job, options.rounds, options.most)
-        name = sort_of(share)
+        name = options.name or sort_of(share)
         text = f"{len(blocks)} blocks of {len(blocks[0])}, others {share:.1%}: {name}"
         print(text, file=sys.stderr, flush=True)
         if len(found[name]) < options.sessions:
