@@ -68,10 +68,12 @@ class Build:
         }
 
 
-def run_builds(plans: Sequence[Plan], out: Path, until: str = STEPS[-1]) -> list[Build]:
+def run_builds(
+    plans: Sequence[Plan], out: Path, until: str = STEPS[-1], thorough: bool = False
+) -> list[Build]:
     """Run the line for plans of one recipe. Raises the error of the step that fails."""
     try:
-        return _run_builds(plans, out, until)
+        return _run_builds(plans, out, until, thorough)
     except OSError as why:
         if not is_out_of_space(why):
             raise
@@ -80,7 +82,7 @@ def run_builds(plans: Sequence[Plan], out: Path, until: str = STEPS[-1]) -> list
         raise MissingError(msg, hint) from why
 
 
-def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
+def _run_builds(plans: Sequence[Plan], out: Path, until: str, thorough: bool) -> list[Build]:
     out = out.resolve()
     store = open_store(out)
     reached = STEPS[: STEPS.index(until) + 1]
@@ -113,7 +115,10 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str) -> list[Build]:
                 for p, done in pairs
             ]
         host = probe_host()
-        return [_validate(plan, step, (*done, package), out, host, facts) for plan, done in pairs]
+        return [
+            _validate(plan, step, (*done, package), out, host, facts, thorough)
+            for plan, done in pairs
+        ]
 
 
 def _graph_of(plan: Plan, graphs: Mapping[str, StepResult]) -> tuple[StepResult, ...]:
@@ -127,10 +132,11 @@ def _validate(
     out: Path,
     host: Host,
     facts: Mapping[str, Any],
+    thorough: bool,
 ) -> Build:
     """Validate a package on this host and put the report beside it."""
     emulation = emulation_of(plan.device, host)
-    step = validate_step(plan, package, out, host, facts, emulation)
+    step = validate_step(plan, package, out, host, facts, emulation, thorough)
     result = run_step(step, out / "steps", reuse=passed)
     report, verdict = publish_report(
         Path(result.path) / "report.json",

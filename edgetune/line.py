@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.adapter import count_trained
 from edgetune.device import THIS_MACHINE
 from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
@@ -169,6 +170,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
             "base_checkpoint": str(first.inputs.base.path),
             "lock": lock,
             "merge": {key: facts.get(key) for key in _MERGE_FACTS} if facts else None,
+            "trained_parameters": trained_parameters(first.inputs),
             **limits,
         },
         inputs={
@@ -176,6 +178,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
             "reference": reference.key,
             **{f"graph {name}": step.key for name, step in sorted(graphs.items())},
             "devices": devices,
+            "trained_parameters": trained_parameters(first.inputs),
             "lock": digest_of_json(lock),
             **limits,
             "code": code_digest("package"),
@@ -186,6 +189,14 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
     )
 
 
+def trained_parameters(inputs: Inputs) -> int | None:
+    """How many numbers the adapters trained, by their headers; null for a full fine-tune, which
+    trained all there are."""
+    if not inputs.adapters:
+        return None
+    return sum(count_trained(entry.adapter) for entry in inputs.adapters)
+
+
 def validate_step(
     plan: Plan,
     package: Step,
@@ -193,10 +204,12 @@ def validate_step(
     host: Host,
     facts: Mapping[str, Any],
     emulation: Emulation | str | None = None,
+    thorough: bool = False,
 ) -> Step:
     """The package against its reference, on this host. `facts`: of the merge, for the report.
 
     `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
+    `thorough`: with what takes minutes more.
     """
     store = out / "steps"
     device = {
@@ -218,6 +231,7 @@ def validate_step(
             "merge": dict(facts),
             "steps": [],
             "evidence": {"built": True},
+            "thorough": thorough,
             **_emulation_arguments(emulation),
         },
         inputs={
@@ -225,6 +239,7 @@ def validate_step(
             "device": device,
             "variant": plan.variant,
             "host": host.fingerprint,
+            "thorough": thorough,
             "code": code_digest("validate", "runtime", "report", "tasks", "environments"),
             **_emulation_inputs(emulation),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),

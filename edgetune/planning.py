@@ -96,7 +96,9 @@ def emulation_of(device: Device, host: Host) -> Emulation | str | None:
         return f"{why.message}; {why.hint}"
 
 
-def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str, str]]:
+def describe_steps(
+    plans: Sequence[Plan], out: Path, thorough: bool = False
+) -> list[tuple[str, str, str, str]]:
     """For `--plan`: (identifier, step, done or to do, why) for every step of every build."""
     out = out.resolve()
     store = out / "steps"
@@ -109,7 +111,7 @@ def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str
             reference_step(plan, store),
             optimize_step(plan, store),
             package,
-            validate_step(plan, package, out, host, {}, emulation_of(plan.device, host)),
+            validate_step(plan, package, out, host, {}, emulation_of(plan.device, host), thorough),
         )
         for step in line:
             record = find_done(store, step) if store.is_dir() else None
@@ -123,9 +125,9 @@ def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str
     return rows
 
 
-def plan_as_json(plans: Sequence[Plan], out: Path) -> dict[str, Any]:
+def plan_as_json(plans: Sequence[Plan], out: Path, thorough: bool = False) -> dict[str, Any]:
     """The document of `build --plan --json`."""
-    rows = describe_steps(plans, out)
+    rows = describe_steps(plans, out, thorough)
     return {
         "plans": [
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edgetune.report.cost import cost_lines
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import Judgement, judge
@@ -56,6 +57,8 @@ def to_markdown(
         f"Measured: {plain_text(where_measured(report))}. Bounds are one-sided 95 % bounds.",
         "",
     ]
+    if costs := list(cost_lines(report)):
+        lines += [f"Cost: {'. '.join(plain_text(text) for text in costs)}.", ""]
     if emulated := what_was_emulated(report):
         lines += [f"Emulated: {plain_text(emulated)}.", ""]
     lines += [f"Package `{_code(report.package_digest[:16])}`, {_versions(report)}."]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from edgetune.report.cost import cost_lines, token_text
 from edgetune.report.schema import Latency, LatencySide, Report, parse_report
 from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
 from edgetune.report.words import (
@@ -35,6 +36,7 @@ _LATENCY_ROWS = (
     ("prefill, tokens/s", "prefill_tokens_per_s", 0, ""),
     ("decode, tokens/s", "decode_tokens_per_s", 1, "decode_tokens_per_s"),
     ("load, s", "load_s", 2, ""),
+    ("load from a cold page cache, s", "load_cold_s", 2, ""),
     ("peak memory, MB", "peak_rss_mb", 0, "peak_rss_mb"),
 )
 
@@ -69,6 +71,7 @@ def summary_lines(
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
         lines.append(f"note     {text}")
+    lines += [f"cost     {text}" for text in cost_lines(report)]
     lines.append(f"measured {where_measured(report)}")
     if text := what_was_emulated(report):
         lines.append(f"emulated {text}")
@@ -190,6 +193,14 @@ def _latency_rows(latency: Latency, judgement: Judgement) -> Iterator[Row]:
     )
     if candidate is None:
         return
+    yield (
+        "per token 50/95/99 %, ms",
+        token_text(reference) if reference else "not measured",
+        token_text(candidate),
+        "",
+        "",
+        "",
+    )
     for label, key, digits, name in _LATENCY_ROWS:
         own = judgement.of(name) if name else None
         limit = ""

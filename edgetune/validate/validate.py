@@ -23,6 +23,7 @@ from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
 from edgetune.step import versions_of
 from edgetune.validate.checks import make_checks
+from edgetune.validate.cost import cost_section
 from edgetune.validate.emulated import measure_emulated, not_emulated
 from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
@@ -65,6 +66,8 @@ class Job:
     not_emulated: str | None = None
     # Whether an emulator that fails ends the validation, or is reported as "not measured".
     must_emulate: bool = False
+    # Both sides also answer for a whole minute.
+    thorough: bool = False
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
     checkpoint (paths or null), steps, merge (facts or null), evidence, emulation (or null),
-    not_emulated (why, or null). Raises InputRefusedError
+    not_emulated (why, or null), thorough. Raises InputRefusedError
     for a package that was changed or does not open, StepFailedError when it does not run.
     """
     progress("checking the package's files")
@@ -91,6 +94,7 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         steps=tuple(arguments.get("steps") or ()),
         emulation=emulation_from_json(emulation) if emulation else None,
         not_emulated=arguments.get("not_emulated"),
+        thorough=bool(arguments.get("thorough")),
     )
     report = make_report(manifest, job, progress)
     write_text(out / "report.json", dump_json(report))
@@ -113,6 +117,8 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
     del opened
     sections["emulated"] = _emulated(manifest, self_test, job, progress)
     sections["latency"] = _latency(manifest, job, prompt, new_tokens, progress)
+    ships = package_bytes(manifest.path)
+    sections["cost"] = cost_section(limits, sections["latency"], ships)
     report: dict[str, Any] = {
         "identifier": job.identifier,
         "device": job.device,
@@ -122,7 +128,7 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
         **sections,
         "size": {
             "base_bytes": limits.get("base_bytes"),
-            "package_bytes": package_bytes(manifest.path),
+            "package_bytes": ships,
             "graph_bytes": graph_bytes(job.variant),
         },
         "merge": _merge_facts(job.merge or limits.get("merge")),
@@ -202,7 +208,7 @@ def _latency(
     if job.checkpoint is not None:
         types = _types_that_fit(job.checkpoint, available_memory_bytes())
         reference = {"checkpoint": str(job.checkpoint), "dtype_candidates": types, **shared}
-    return measure_latency(candidate, reference, progress)
+    return measure_latency(candidate, reference, progress, job.thorough)
 
 
 def _types_that_fit(checkpoint: Path, available_bytes: int) -> list[str]:
