@@ -51,10 +51,10 @@ def self_test_rows(checks: Sequence[Mapping[str, Any]]) -> list[Row]:
         keys = ("value", "low", "high", "limit")
         value, low, high, limit = (_figure(check[key]) for key in keys)
         between = bounds(low, high) if low and high else ""
-        verdict = check["verdict"] if check["as_expected"] else f"{check['verdict']} (wrong)"
+        verdict = check["verdict"] if check["as_expected"] else f"{check['verdict']} (unexpected)"
         found.append((str(check["name"]), value, between, limit, str(check["expected"]), verdict))
     return found
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}".replace("-", "−")
+    return "" if value is None else f"{value + 0.0:.4g}".replace("-", "−")
