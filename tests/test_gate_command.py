@@ -73,6 +73,15 @@ def test_a_baseline_may_be_a_report_a_package_or_a_folder(
     assert "McNemar p = 1" in out
 
 
+def test_a_link_that_leads_to_itself_becomes_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    junit = tmp_path / "g.xml"
+    junit.symlink_to(junit)
+    code, _, _ = gate(capsys, put(tmp_path / "r.json", whole()), "--junit", junit)
+    assert (code, junit.is_file()) == (0, True)
+
+
 def test_the_report_of_the_right_device_is_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
