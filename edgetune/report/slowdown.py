@@ -19,7 +19,7 @@ from edgetune.statistics import Interval as Estimate
 from edgetune.two_runs import FEWEST_ROUNDS, ratio_of_runs, run_level
 
 NAME = f"answer_ms{REGRESSION}"
-_LABEL = "time to answer, ms"
+_LABEL = "time to answer, rounds, ms"
 _RELATIVE = "time to answer / unconverted"
 
 

@@ -111,8 +111,8 @@ def test_the_machine_s_drift_cancels_where_both_have_the_unconverted_model(tmp_p
     assert check(one, TIME).verdict == "pass"
     rows = {row[0]: row for row in baseline_rows(one)}
     assert rows["time to answer / unconverted"][1:3] == ("0.250", "0.250")
-    assert rows["time to answer, ms"][1:4] == ("200.0", "240.0", "× 1.20 [1.17, 1.23]")
-    assert rows["time to answer, ms"][-1] == ""
+    assert rows["time to answer, rounds, ms"][1:4] == ("200.0", "240.0", "× 1.20 [1.17, 1.23]")
+    assert rows["time to answer, rounds, ms"][-1] == ""
     # The same times fail where nothing tells that the machine was slower.
     alone: dict[str, Any] = {"latency__reference": None, "latency__ratio": None}
     one = gated(tmp_path, whole(answer_ms=240.0, **alone), whole(**alone))
