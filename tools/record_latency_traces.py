@@ -1,12 +1,12 @@
 """Records how long the same answers take, one after another, on this machine: the noise that
 `tools/bench_gate.py` simulates with.
 
-    python tools/record_latency_traces.py OUT/demo --sessions 10 --seconds 18
+    python tools/record_latency_traces.py OUT/demo --sessions 8 --rounds 24
 
 A session is two fresh processes that open the same package and answer in A B B A blocks, as the
-latency measurement does; whatever differs between the two is noise. Sessions are sorted by the share
-of the processors' time that all other processes took meanwhile, never by how the times came out:
-idle, busy, overloaded. It records until every sort has its sessions or the time is over, and
+latency measurement does; whatever differs between the two is noise. Sessions are sorted by the
+share of the processors' time that all other processes took meanwhile, never by how the times came
+out: idle, busy, overloaded. It records until every sort has its sessions or the time is over, and
 writes tools/data/latency_traces.json after each.
 """
 
@@ -27,6 +27,7 @@ import psutil
 from edgetune.host import probe_host, usable_cores
 from edgetune.runtime.manifest import choose_variant, read_manifest
 from edgetune.validate.latency import CANDIDATE_MODULE, NEW_TOKENS, PROMPT_TOKENS
+from edgetune.validate.rounds import plan_rounds
 from edgetune.validate.worker import open_worker
 
 TRACES = Path(__file__).parent / "data" / "latency_traces.json"
@@ -37,19 +38,20 @@ SETTLE_S = 0.05
 
 
 def record_session(
-    job: Mapping[str, Any], seconds: float, repeats: int
+    job: Mapping[str, Any], rounds: int, most: int
 ) -> tuple[list[list[float]], float]:
-    """(blocks of `repeats` answers in ms, in the order A B B A A B B A …, whole rounds; the share
-    of the processors' time that all other processes took meanwhile)."""
+    """(blocks of answers in ms, in the order A B B A A B B A …, whole rounds; the share of the
+    processors' time that all other processes took meanwhile). A block has as many answers as the
+    measurement would plan now, at most `most`."""
     blocks: list[list[float]] = []
     with ExitStack() as stack:
         workers = [stack.enter_context(open_worker([CANDIDATE_MODULE])) for _ in range(2)]
         for worker in workers:
             worker.ask(job, 600)
-            worker.ask({"run": 3}, 600)
-        until = time.monotonic() + seconds
+            times = worker.ask({"run": 4}, 600)["answer_ms"][1:]
+        repeats = min(most, *plan_rounds([sum(times) / 3e3] * 2)[1])
         before = _busy_s(), _busy_s(worker.pid for worker in workers), time.monotonic()
-        while time.monotonic() < until:
+        for _ in range(rounds):
             for side in (0, 1, 1, 0):
                 time.sleep(SETTLE_S)
                 times = workers[side].ask({"run": repeats}, 600)["answer_ms"]
@@ -86,9 +88,10 @@ def main() -> None:
     )
     parser.add_argument("package", type=Path)
     parser.add_argument("--sessions", type=int, default=10, help="of each sort")
-    parser.add_argument("--seconds", type=float, default=18.0)
+    parser.add_argument("--rounds", type=int, default=24, help="of a session")
     parser.add_argument("--minutes", type=float, default=20.0, help="when to give up")
-    parser.add_argument("--repeats", type=int, default=3, help="answers a block")
+    parser.add_argument("--most", type=int, default=3, help="answers a block")
+    parser.add_argument("--as", dest="name", help="one name for all, however busy others are")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--out", type=Path, default=TRACES)
     options = parser.parse_args()
@@ -102,16 +105,18 @@ def main() -> None:
         "new_tokens": NEW_TOKENS,
     }
     host = probe_host()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SORTS}
+    wanted = [options.name] if options.name else list(SORTS)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
     until = time.monotonic() + 60 * options.minutes
     while time.monotonic() < until:
-        if all(len(sessions) >= options.sessions for sessions in found.values()):
+        if all(len(found[name]) >= options.sessions for name in wanted):
             break
-        if len(found[sort_of(share_now())]) >= options.sessions:
+        if options.name is None and len(found[sort_of(share_now())]) >= options.sessions:
             continue
-        blocks, share = record_session(job, options.seconds, options.repeats)
-        name = sort_of(share)
-        print(f"{len(blocks)} blocks, others {share:.1%}: {name}", file=sys.stderr, flush=True)
+        blocks, share = record_session(job, options.rounds, options.most)
+        name = options.name or sort_of(share)
+        text = f"{len(blocks)} blocks of {len(blocks[0])}, others {share:.1%}: {name}"
+        print(text, file=sys.stderr, flush=True)
         if len(found[name]) < options.sessions:
             found[name].append({"others_cpu_share": round(share, 3), "blocks": blocks})
         _write(

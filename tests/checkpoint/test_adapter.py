@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.checkpoint.adapter import base_shape, read_adapter, split_name
+from edgetune.checkpoint.adapter import base_shape, count_trained, read_adapter, split_name
 from edgetune.checkpoint.adapter_fields import HARMLESS, MODIFY_BASE, REFUSED, USED, refusal
 from edgetune.checkpoint.fit import fit_problems, refusal_of
 from edgetune.checkpoint.folder import read_checkpoint
@@ -23,6 +23,19 @@ def test_facts(tiny_llama: Path, tmp_path: Path) -> None:
     assert found.files == ("adapter_config.json", "adapter_model.safetensors")
     assert len(found.tensors) == 18
     assert refusal_of(found) is None
+
+
+def test_what_was_trained_is_counted_without_copies_of_what_was_frozen(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = make_adapter(tiny_llama, "lora", folder=tmp_path / "a", r=3)
+    found = count_trained(read_adapter(folder))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    assert found == adapted.get_nb_trainable_parameters()[0] > 0
 
 
 @pytest.mark.parametrize(

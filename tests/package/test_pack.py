@@ -102,6 +102,11 @@ def test_devices_limits_and_lock(arguments: dict[str, Any], tmp_path: Path) -> N
     limits = read_json(out / "self_test/limits.json")
     assert limits["tolerances"] == {"kl_mean": 0.05}
     assert limits["base_bytes"] == (tmp_path / "base/model.safetensors").stat().st_size
+    # One tensor of 4 × 4: a full fine-tune trains it all.
+    assert limits["parameters"] == {"trained": 16, "total": 16}
+    packed({**arguments, "trained_parameters": 12}, tmp_path / "adapted")
+    limits = read_json(tmp_path / "adapted/self_test/limits.json")
+    assert limits["parameters"] == {"trained": 12, "total": 16}
     lock = read_json(out / "edgetune.lock")
     assert set(lock["package"]["variants"]) == {"cpu-fp32", "cpu-w8a16-rtn"}
     assert str(tmp_path) not in (out / "edgetune.lock").read_text()

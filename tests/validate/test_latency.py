@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from edgetune.errors import InputRefusedError
@@ -73,14 +74,21 @@ def test_a_thorough_measurement_has_a_sustained_minute(
     side = measure_latency(_job(package), None, lambda _: None, thorough=True)["candidate"]
     speeds = side["sustained"]["tokens_per_s"]
     assert len(speeds) == 6
-    assert min(speeds) > 0
-    assert side["sustained"]["last_to_first"] == pytest.approx(speeds[-1] / speeds[0])
+    assert max(speeds) > 0
+    share = speeds[-1] / speeds[0] if speeds[0] else None
+    assert side["sustained"]["last_to_first"] == share
+
+
+def _on_disk(folder: Path) -> bool:
+    kinds = {p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)}
+    mounts = [m for m in kinds if folder.resolve().is_relative_to(m)]
+    return kinds[max(mounts, key=len)] not in ("tmpfs", "ramfs")
 
 
 def test_files_that_stay_in_memory_give_no_cold_load(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cold_load, "_in_memory", lambda path: True)
+    monkeypatch.setattr(cold_load, "share_in_memory", lambda path: 0.1)
     job = _job(package)
     found, why = cold_load.load_cold(latency.CANDIDATE_MODULE, job, package / VARIANT, 0.1)
     assert found is None
@@ -95,12 +103,10 @@ def test_a_file_that_was_read_is_in_memory_until_it_is_dropped(tmp_path: Path) -
     with (tmp_path / "weights").open("rb") as file:
         os.fsync(file.fileno())
     (tmp_path / "weights").read_bytes()
-    try:
-        assert cold_load._in_memory(tmp_path / "weights")
-    except OSError:
-        pytest.skip("this file system does not tell what is in memory")
+    assert cold_load.share_in_memory(tmp_path / "weights") == 1
     why = cold_load.drop_from_memory(tmp_path)
-    assert why is None or "still holds weights" in why
+    # A file system that lives in memory keeps what it has.
+    assert why == (None if _on_disk(tmp_path) else "the page cache still holds weights")
 
 
 def test_two_equal_sides_have_a_ratio_near_one(
@@ -171,6 +177,6 @@ def test_no_token_ends_a_timed_answer(opened: OpenPackage) -> None:
 
 
 def test_tokens_are_counted_in_windows_of_time(opened: OpenPackage) -> None:
-    counts = count_tokens(opened, [50, 60], 5, {"windows": 3, "window_s": 0.02})
+    counts = count_tokens(opened, [50, 60], 5, {"windows": 3, "window_s": 0.1})
     assert len(counts) == 3
-    assert min(counts) >= 1
+    assert sum(counts) >= 1
