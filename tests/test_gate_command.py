@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from edgetune.__main__ import run
+from edgetune.validate import gate_self_test
 from tests.report.compared import put, whole
 from tests.report.test_gate_bad_input import make_package
 
@@ -74,6 +73,15 @@ def test_a_baseline_may_be_a_report_a_package_or_a_folder(
     assert "McNemar p = 1" in out
 
 
+def test_a_link_that_leads_to_itself_becomes_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    junit = tmp_path / "g.xml"
+    junit.symlink_to(junit)
+    code, _, _ = gate(capsys, put(tmp_path / "r.json", whole()), "--junit", junit)
+    assert (code, junit.is_file()) == (0, True)
+
+
 def test_the_report_of_the_right_device_is_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,36 +124,42 @@ def test_what_hinders_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, *verdicts: str) -> None:
     """The self-test's measurement, with outcomes of a test's choice."""
+    expected = ("pass", "fail", "no pass")
 
     def self_test_gate(progress: Callable[[str], None]) -> dict[str, Any]:
         progress("measuring")
-        expected = ("pass", "fail")
-        checks = [
-            {"name": f"case_{n}", "expected": e, "verdict": v, "value": 1.0, "low": 0.9,
-             "high": 1.1, "limit": 1.05}
-            for n, (e, v) in enumerate(zip(expected, verdicts, strict=False))
-        ]  # fmt: skip
-        return {"verdict": "pass", "checks": checks}
+        checks = []
+        for number, (hoped, verdict) in enumerate(zip(expected, verdicts, strict=False)):
+            value = 1.0 if number < 2 else None
+            right = verdict != "pass" if hoped == "no pass" else verdict == hoped
+            figures = dict.fromkeys(("value", "low", "high", "limit"), value)
+            row = {"name": f"case {number}", "expected": hoped, "verdict": verdict, **figures}
+            checks.append({**row, "as_expected": right})
+        return {"verdict": gate_self_test.overall(checks), "checks": checks}
 
-    module = ModuleType("edgetune.validate.gate_self_test")
-    module.self_test_gate = self_test_gate  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(gate_self_test, "self_test_gate", self_test_gate)
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "code"),
-    [(("pass", "fail"), 0), (("pass", "pass"), 1), (("fail", "fail"), 1), ((), 1),
-     (("inconclusive", "fail"), 1)],
-)  # fmt: skip
-def test_the_self_test_is_sound_only_when_each_outcome_is_as_expected(
+    ("verdicts", "code", "words"),
+    [
+        (("pass", "fail", "inconclusive"), 0, "gate     pass: each of 3 outcomes is as expected"),
+        (("pass", "fail", "pass"), 1, "gate     fail: 1 of 3 outcomes are wrong"),
+        (("fail", "fail"), 1, "gate     fail: 1 of 2"),
+        (("pass", "pass"), 1, "gate     fail: 1 of 2"),
+        (("inconclusive", "fail"), 5, "gate     inconclusive: too noisy here to tell 1 of 2"),
+        ((), 1, "gate     fail: 0 of 0"),
+    ],
+)
+def test_the_self_test_passes_only_when_each_outcome_is_as_expected(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     verdicts: tuple[str, ...],
     code: int,
+    words: str,
 ) -> None:
     stand_in(monkeypatch, *verdicts)
     found, out, _ = gate(capsys, "--self-test")
-    assert found == code
-    assert ("the gate decides as it must" in out) == (code == 0)
+    assert (found, words in out) == (code, True)
     found, out, _ = gate(capsys, "--self-test", "--json")
     assert (found, len(json.loads(out)["checks"])) == (code, len(verdicts))

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from edgetune.report.schema import Interval, Report
-from edgetune.report.slowdown import rounds_of
 from edgetune.report.verdict import Judgement, judge
 from edgetune.report.words import EXACT_MATCH
 
@@ -101,15 +100,14 @@ def _times(report: Report) -> Iterator[str]:
     """The two times to answer, their ratio and their rounds."""
     latency = report.latency
     sides = {"candidate": latency.candidate, "reference": latency.reference}
-    rounds = {name: rounds_of(side, "report") for name, side in sides.items()}
     for name, side in sides.items():
-        if side is not None and rounds[name] and not _within(side.answer_ms, rounds[name]):
+        if side is not None and side.rounds_ms and not _within(side.answer_ms, side.rounds_ms):
             yield f"latency.{name}: answer_ms {side.answer_ms:g} lies outside its own rounds"
     reference, candidate, ratio = latency.reference, latency.candidate, latency.ratio
     if reference is None or candidate is None or ratio is None:
         return
-    below, above = (rounds[name] for name in ("reference", "candidate"))
-    if below and len(below) == len(above):
+    below, above = reference.rounds_ms, candidate.rounds_ms
+    if below and len(below) == len(above) and min(below) > 0:
         each = [a / b for a, b in zip(above, below, strict=True)]
         if not _within(ratio.value, each):
             yield f"latency.ratio: {ratio.value:.3g} lies outside its own rounds"

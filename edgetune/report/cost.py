@@ -36,7 +36,7 @@ def cost_lines(report: Report) -> Iterator[str]:
 def token_text(side: LatencySide) -> str:
     """`0.52 / 0.60 / 0.71`: the 50 %, 95 % and 99 % of milliseconds per token."""
     found = side.token_ms
-    if found is None:
+    if not found:
         return "not measured"
     return " / ".join(f"{found[key]:.2f}" for key in ("p50", "p95", "p99"))
 

@@ -45,15 +45,16 @@ def outcome_line(outcome: Outcome) -> str:
 
 
 def self_test_rows(checks: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The rows under SELF_TEST_COLUMNS."""
-    return [
-        (
-            str(check["name"]).replace("_", " "),
-            f"{check['value']:.4g}",
-            bounds(f"{check['low']:.4g}", f"{check['high']:.4g}"),
-            f"{check['limit']:g}",
-            str(check["expected"]),
-            str(check["verdict"]),
-        )
-        for check in checks
-    ]
+    """The rows under SELF_TEST_COLUMNS; the last cell says whether an outcome is as expected."""
+    found: list[Row] = []
+    for check in checks:
+        keys = ("value", "low", "high", "limit")
+        value, low, high, limit = (_figure(check[key]) for key in keys)
+        between = bounds(low, high) if low and high else ""
+        verdict = check["verdict"] if check["as_expected"] else f"{check['verdict']} (unexpected)"
+        found.append((str(check["name"]), value, between, limit, str(check["expected"]), verdict))
+    return found
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value + 0.0:.4g}".replace("-", "−")

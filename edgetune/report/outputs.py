@@ -28,4 +28,4 @@ def write_output(path: Path, text: str, option: str) -> None:
 
 def _is_step_summary(path: Path) -> bool:
     known = os.environ.get("GITHUB_STEP_SUMMARY")
-    return bool(known) and path.resolve() == Path(str(known)).resolve()
+    return bool(known) and os.path.realpath(path) == os.path.realpath(str(known))

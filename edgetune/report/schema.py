@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgetune.errors import InputRefusedError
 from edgetune.files import is_file, is_folder
@@ -24,6 +24,19 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 CheckVerdict = Literal["pass", "fail", "inconclusive", "not measured"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _having(*names: str) -> AfterValidator:
+    """The keys that a mapping must have unless it is empty."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        missing = [name for name in names if value and name not in value]
+        if missing:
+            msg = f"{', '.join(missing)} missing"
+            raise ValueError(msg)
+        return value
+
+    return AfterValidator(check)
 
 
 class Part(BaseModel):
@@ -68,8 +81,7 @@ class Fidelity(Part):
     positions: Count
     # Positions at which the package gave no finite number.
     non_finite_positions: Count
-    # {"answers", "changed", "lost", "gained"}
-    flips: dict[str, Count]
+    flips: Annotated[dict[str, Count], _having("answers", "changed", "lost", "gained")]
     reasons: dict[str, str] = Field(default_factory=dict)
     measured_on: str
 
@@ -106,8 +118,8 @@ class LatencySide(Part):
     intervals: dict[str, Interval] = Field(default_factory=dict)
     # Each round's median time to answer; the two sides' rounds belong together.
     rounds_ms: list[float] = Field(default_factory=list)
-    # {"p50", "p95", "p99"}: of every new token but an answer's first; null where there is none.
-    token_ms: dict[str, float] | None = None
+    # Of every new token but an answer's first; null where there is none.
+    token_ms: Annotated[dict[str, float], _having("p50", "p95", "p99")] | None = None
     # With no file of the model in memory; null with a reason.
     load_cold_s: float | None = None
     sustained: Sustained | None = None

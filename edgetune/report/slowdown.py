@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from edgetune.errors import InputRefusedError
 from edgetune.report.baseline import why_no_reference, why_no_times
 from edgetune.report.collect import Found
-from edgetune.report.schema import Interval, LatencySide
+from edgetune.report.schema import Interval
 from edgetune.report.verdict import REGRESSION, Question
 from edgetune.report.words import Row, times
 from edgetune.statistics import Interval as Estimate
 from edgetune.two_runs import FEWEST_ROUNDS, ratio_of_runs, run_level
 
 NAME = f"answer_ms{REGRESSION}"
-_LABEL = "time to answer, ms"
+_LABEL = "time to answer, rounds, ms"
 _RELATIVE = "time to answer / unconverted"
 
 
@@ -82,25 +82,13 @@ def answer_ms(
     return question, rows
 
 
-def rounds_of(side: LatencySide | None, where: str) -> list[float]:
-    """The median time to answer of each round, ms; empty where they are not told.
-
-    Raises InputRefusedError for what is no time.
-    """
-    rounds = getattr(side, "rounds_ms", None) or []
-    if not isinstance(rounds, list) or not all(_is_time(value) for value in rounds):
-        msg = f"{where}: latency: a time to answer that is not a number above 0"
-        raise InputRefusedError(msg, "make the report again with `edgetune validate`")
-    return [float(value) for value in rounds]
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
 def _run(found: Found) -> _Run:
     latency, where = found.report.latency, str(found.path)
-    candidate, reference = (rounds_of(s, where) for s in (latency.candidate, latency.reference))
+    candidate, reference = (
+        side.rounds_ms if side else [] for side in (latency.candidate, latency.reference)
+    )
+    if min([1.0, *candidate, *reference]) <= 0:
+        raise _no_time(where)
     paired = candidate if len(candidate) == len(reference) else []
     if len(candidate) >= FEWEST_ROUNDS:
         own: Estimate | None = run_level(candidate)
@@ -117,9 +105,8 @@ def _run(found: Found) -> _Run:
 def _estimate(interval: Interval | None, where: str) -> Estimate | None:
     if interval is None:
         return None
-    if not all(_is_time(value) for value in (interval.value, interval.low, interval.high)):
-        msg = f"{where}: latency: a time to answer that is not a number above 0"
-        raise InputRefusedError(msg, "make the report again with `edgetune validate`")
+    if min(interval.value, interval.low, interval.high) <= 0:
+        raise _no_time(where)
     return Estimate(interval.value, interval.low, interval.high)
 
 
@@ -128,3 +115,8 @@ def _ratio(new: Estimate | None, old: Estimate | None) -> Interval | None:
         return None
     found = ratio_of_runs(new, old)
     return Interval(value=found.value, low=found.low, high=found.high)
+
+
+def _no_time(where: str) -> InputRefusedError:
+    msg = f"{where}: latency: a time to answer that is not above 0"
+    return InputRefusedError(msg, "make the report again with `edgetune validate`")

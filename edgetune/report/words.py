@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from edgetune.report.schema import Interval, Report
 from edgetune.report.verdict import DROP, EMULATED, Judged, Judgement, emulated_view
-from edgetune.statistics import mcnemar_exact
 
 EXACT_MATCH = "exact_match"
 _MOST_FLIPS = 10_000
@@ -97,6 +96,8 @@ def flips_of(report: Report) -> str:
     flips = report.fidelity.flips
     if not flips.get("answers"):
         return ""
+    from edgetune.statistics import mcnemar_exact  # a build judges without numpy
+
     lost, gained = flips.get("lost", 0), flips.get("gained", 0)
     counts = {key: flips.get(key, 0) for key in ("answers", "changed")}
     # Computed anew like every figure that decides; an edited count may be any number.

@@ -131,7 +131,7 @@ def nothing(world: World) -> None:
 
 
 def better_ratio(world: World) -> None:
-    put(world.path("new.json"), whole(latency__candidate__rounds_ms=None))
+    put(world.path("new.json"), whole(latency__candidate__rounds_ms=[]))
     change("new.json", latency__ratio={"value": 0.1, "low": 0.1, "high": 0.1})(world)
 
 
@@ -205,7 +205,7 @@ ROWS: list[tuple[str, Spoil, str, int, str]] = [
     ("a check twice", change("new.json", checks__0__name="exact_match_drop"), ONE, 4,
      "a check is listed twice"),
     ("rounds that are none", change("new.json", latency__candidate__rounds_ms=[1.0, -1.0]), TWO, 4,
-     "a time to answer that is not a number above 0"),
+     "a time to answer that is not above 0"),
     # edited by hand: what contradicts itself never passes
     ("a better figure", change("new.json", fidelity__kl_mean__value=0.001), ONE, 4,
      "it contradicts itself: kl_mean: value 0.004 in its check, 0.001 measured"),

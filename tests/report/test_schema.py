@@ -99,10 +99,10 @@ def test_a_wrong_type_is_refused_by_its_place(
         parse_report(value)
 
 
-_MAY_BE_MISSING = {"inputs", "examples", "emulated", "per_item", "self_test", "cost", "survival"}
+OPTIONAL = {"inputs", "examples", "emulated", "per_item", "self_test", "cost", "survival"}
 
 
-@pytest.mark.parametrize("key", sorted(set(make()) - _MAY_BE_MISSING))
+@pytest.mark.parametrize("key", sorted(set(make()) - OPTIONAL))
 def test_a_missing_key_is_refused(key: str) -> None:
     value = make()
     del value[key]
