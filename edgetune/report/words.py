@@ -112,6 +112,11 @@ def _sentence(report: Report, check: Judged, figure: Interval) -> str:
         own = replace(check, name=check.name.removeprefix(EMULATED))
         return f"on the emulated {report.emulated.cpu} {_sentence(view, own, figure)}"
     name, value, limit = check.name, figure.value, check.limit
+    if name == "retention" and value < 0:
+        return (
+            f"the package keeps nothing of what the fine-tune changed (limit {percent(limit, 0)}): "
+            f"it is {1 - value:.1f} × as far from the trained model as the base alone is"
+        )
     if name == "retention":
         return (
             f"the package keeps {percent(value)} of what the fine-tune changed "

@@ -45,6 +45,14 @@ def test_a_failed_report_names_the_erased_modules() -> None:
     assert "- erased in: a, b, c" in to_markdown(value)
 
 
+def test_a_retention_below_0_is_said_in_words() -> None:
+    lines = summary_lines(make(fidelity__retention=interval(-4.6, 0.1)))
+    assert (
+        "lost     the package keeps nothing of what the fine-tune changed (limit 95 %): it is 5.6 × "
+        "as far from the trained model as the base alone is"
+    ) in lines
+
+
 def test_where_none_is_erased_those_are_named_that_keep_least() -> None:
     value = make(**FAILED, survival=survival(module("a", 2.0), module("b", 7.0)))
     assert "lost     least is left in: a, b" in summary_lines(value)
