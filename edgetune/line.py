@@ -12,13 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.adapter import count_trained
 from edgetune.device import THIS_MACHINE
 from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
 from edgetune.lock import MERGE_TOOLS, OPTIMIZE_TOOLS, SEED, input_digests, make_lock
 from edgetune.optimize.workflow import make_workflow
-from edgetune.plan import Plan
+from edgetune.plan import Inputs, Plan
 from edgetune.step import Step, path_of, versions_of
 
 STEPS = ("merge", "reference", "optimize", "package", "validate")
@@ -180,6 +181,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
             "base_checkpoint": str(first.inputs.base.path),
             "lock": lock,
             "merge": {key: facts.get(key) for key in _MERGE_FACTS} if facts else None,
+            "trained_parameters": trained_parameters(first.inputs),
             **limits,
         },
         inputs={
@@ -187,6 +189,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
             "reference": reference.key,
             **{f"graph {name}": step.key for name, step in sorted(graphs.items())},
             "devices": devices,
+            "trained_parameters": trained_parameters(first.inputs),
             "lock": digest_of_json(lock),
             **limits,
             "code": code_digest("package"),
@@ -195,6 +198,14 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
         payload=out / recipe.name,
         payload_without=("reports",),
     )
+
+
+def trained_parameters(inputs: Inputs) -> int | None:
+    """How many numbers the adapters trained, by their headers; null for a full fine-tune, which
+    trained all there are."""
+    if not inputs.adapters:
+        return None
+    return sum(count_trained(entry.adapter) for entry in inputs.adapters)
 
 
 def validate_step(
@@ -208,9 +219,10 @@ def validate_step(
     thorough: bool = False,
 ) -> Step:
     """The package against its reference, on this host. `facts`: of the merge, and `survival` of
-    the graph, for the report. `thorough`: take minutes for what seconds cannot tell.
+    the graph, for the report.
 
     `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
+    `thorough`: with what takes minutes more.
     """
     store = out / "steps"
     device = {
@@ -231,9 +243,9 @@ def validate_step(
             "checkpoint": str(path_of(store, merge_step(plan))),
             "merge": dict(facts),
             "survival": survival,
-            "thorough": thorough,
             "steps": [],
             "evidence": {"built": True},
+            "thorough": thorough,
             **_emulation_arguments(emulation),
         },
         inputs={
@@ -241,9 +253,9 @@ def validate_step(
             "device": device,
             "variant": plan.variant,
             "host": host.fingerprint,
+            "thorough": thorough,
             "code": code_digest("validate", "runtime", "report", "tasks", "environments"),
             **_emulation_inputs(emulation),
-            **({"thorough": True} if thorough else {}),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
         },
     )

@@ -104,7 +104,9 @@ def emulation_of(device: Device, host: Host) -> Emulation | str | None:
         return f"{why.message}; {why.hint}"
 
 
-def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str, str]]:
+def describe_steps(
+    plans: Sequence[Plan], out: Path, thorough: bool = False
+) -> list[tuple[str, str, str, str]]:
     """For `--plan`: (identifier, step, done or to do, why) for every step of every build."""
     out = out.resolve()
     store = out / "steps"
@@ -118,7 +120,7 @@ def describe_steps(plans: Sequence[Plan], out: Path) -> list[tuple[str, str, str
         if package is not None:
             emulation = emulation_of(plan.device, host)
             line += [optimize_step(plan, store), package]
-            line.append(validate_step(plan, package, out, host, {}, emulation))
+            line.append(validate_step(plan, package, out, host, {}, emulation, thorough=thorough))
         rows += [(plan.identifier, step.name, *_state_of(step, store)) for step in line]
         if package is None:
             why = "the reference chooses the merge that it is made of"
@@ -144,9 +146,9 @@ def _state_of(step: Step, store: Path) -> tuple[str, str]:
     return "done", ""
 
 
-def plan_as_json(plans: Sequence[Plan], out: Path) -> dict[str, Any]:
+def plan_as_json(plans: Sequence[Plan], out: Path, thorough: bool = False) -> dict[str, Any]:
     """The document of `build --plan --json`."""
-    rows = describe_steps(plans, out)
+    rows = describe_steps(plans, out, thorough)
     return {
         "plans": [
             {

@@ -54,7 +54,7 @@ def ratio_of_sums(
     positions under the cluster bootstrap. Resamples whose denominator is zero say nothing and are
     left out. Raises ValueError when the whole denominator is not positive.
     """
-    top, bottom = _finite(numerator), _finite(denominator)
+    top, bottom = finite(numerator), finite(denominator)
     if top.shape != bottom.shape or not bottom.sum() > 0:
         msg = "a ratio of sums needs pairs, and a positive denominator"
         raise ValueError(msg)
@@ -68,7 +68,7 @@ def ratio_of_sums(
 
 def mean(values: npt.ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The mean over items [n]; for paired data, of the differences."""
-    data = _finite(values)
+    data = finite(values)
     return ratio_of_sums(data, np.ones_like(data), seed, resamples)
 
 
@@ -93,7 +93,7 @@ def quantile(
     The smallest value below or at which at least `share` of the positions lie (numpy's
     "inverted_cdf"): always a value that was seen.
     """
-    data, items = _finite(values), np.asarray(item_of, dtype=np.int64)
+    data, items = finite(values), np.asarray(item_of, dtype=np.int64)
     order = np.argsort(data, kind="stable")
     data, items = data[order], items[order]
 
@@ -111,33 +111,6 @@ def quantile(
         for counts in _resampled_counts(count, seed, resamples, cells_each=max(count, len(data)))
     ]
     return _percentile_interval(value, np.concatenate(drawn))
-
-
-def ratio_of_medians(
-    reference: npt.ArrayLike,
-    candidate: npt.ArrayLike,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """median(candidate) / median(reference); rows [rounds, times] are rounds of A B B A blocks.
-
-    Whole rounds are resampled, the same for both sides: neighbouring times are correlated, and a
-    round's two sides saw the same state of the machine.
-    """
-    below, above = _finite(reference, 2), _finite(candidate, 2)
-    if len(below) != len(above) or not (below > 0).all():
-        msg = "a ratio of medians needs as many rounds on both sides, and positive times"
-        raise ValueError(msg)
-    picks = _picks(len(below), seed, resamples)
-    drawn = _medians(above, picks) / _medians(below, picks)
-    return _percentile_interval(float(np.median(above) / np.median(below)), drawn)
-
-
-def median(times: npt.ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The median of times in rounds [rounds, times], whole rounds resampled."""
-    data = _finite(times, 2)
-    drawn = _medians(data, _picks(len(data), seed, resamples))
-    return _percentile_interval(float(np.median(data)), drawn)
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
@@ -171,6 +144,26 @@ def items_needed(margin: float) -> int:
     return math.ceil(_Z**2 * (1 - margin) / margin) if margin > 0 else 0
 
 
+def items_to_tell(margin: float, loss: float, flips: float, power: float = 0.9) -> int:
+    """How many paired items it takes to judge a true loss of `loss` against `margin` rightly with
+    probability `power`: to exclude a loss of the margin when the true one is smaller, to prove it
+    when it is larger. `flips` is the share of items whose answer changes, either way; all are
+    shares in [0, 1]. Raises ValueError when loss and margin are equal, or the loss needs more
+    flips than there are.
+
+    The normal approximation to the paired difference, whose variance is (flips − loss²)/n
+    (Connor 1987, Biometrics 43:207-211); never fewer than `items_needed` for the margin.
+    """
+    if loss == margin or abs(loss) > flips:
+        msg = f"a loss of {loss:g} with {flips:g} flips cannot be told from a margin of {margin:g}"
+        raise ValueError(msg)
+    # The normal quantile of the power, by bisection of its distribution function.
+    z = _solve(lambda x: power - (1 + math.erf(x / math.sqrt(2))) / 2, 0.0, 10.0)
+    null, true = flips - margin**2, flips - loss**2
+    n = ((_Z * math.sqrt(max(null, 0.0)) + z * math.sqrt(true)) / (margin - loss)) ** 2
+    return max(math.ceil(n), items_needed(margin) if loss < margin else 1)
+
+
 def _tango_score(gained: int, lost: int, n: int, difference: float) -> float:
     """The score statistic of the hypothesis that the true difference is `difference`."""
     a = 2.0 * n
@@ -195,7 +188,8 @@ def _solve(function: Callable[[float], float], low: float, high: float) -> float
     return (low + high) / 2
 
 
-def _finite(values: npt.ArrayLike, dimensions: int = 1) -> Floats:
+def finite(values: npt.ArrayLike, dimensions: int = 1) -> Floats:
+    """The values as an array of this many dimensions. Raises ValueError: empty, NaN, infinite."""
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != dimensions or data.size == 0 or not np.isfinite(data).all():
         msg = f"expected {dimensions}-dimensional finite data, got shape {data.shape}"
@@ -214,15 +208,6 @@ def _resampled_counts(
         drawn = generator.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n)
         yield counts.reshape(size, n).astype(np.float64)
-
-
-def _picks(rounds: int, seed: int, resamples: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, rounds, size=(resamples, rounds))
-
-
-def _medians(data: Floats, picks: npt.NDArray[np.int64]) -> Floats:
-    medians: Floats = np.median(data[picks].reshape(len(picks), -1), axis=1)
-    return medians
 
 
 def _percentile_interval(value: float, drawn: Floats) -> Interval:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from edgetune import statistics
 
@@ -58,8 +58,6 @@ def test_identical_data_give_an_interval_without_width(value: float) -> None:
     found = statistics.mean(np.full(7, value))
     assert found.low == pytest.approx(value)
     assert found.high == pytest.approx(value)
-    ratio = statistics.ratio_of_medians(np.full((4, 3), 2.0), np.full((4, 3), 2.0))
-    assert ratio.as_dict() == {"value": 1.0, "low": 1.0, "high": 1.0}
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf], [[1.0]]])
@@ -99,24 +97,17 @@ def test_many_items_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert parts.low == pytest.approx(whole.low, abs=0.05)
 
 
-def test_a_ratio_of_medians_sees_a_slowdown_and_resamples_rounds() -> None:
-    generator = np.random.default_rng(6)
-    drift = np.linspace(1.0, 1.5, 6)[:, None]
-    reference = drift * generator.normal(1.0, 0.01, size=(6, 8))
-    candidate = 1.1 * drift * generator.normal(1.0, 0.01, size=(6, 8))
-    found = statistics.ratio_of_medians(reference, candidate)
-    assert found.value == pytest.approx(1.1, abs=0.01)
-    assert found.low > 1.05
-    assert found.high < 1.15
-    with pytest.raises(ValueError, match="as many rounds"):
-        statistics.ratio_of_medians(reference, candidate[:3])
-    with pytest.raises(ValueError, match="positive times"):
-        statistics.ratio_of_medians(reference * 0, candidate)
-
-
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 0), (9, 2), (3, 3), (40, 61)])
 def test_mcnemar_is_scipys_binomial_test(lost: int, gained: int) -> None:
     expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert statistics.mcnemar_exact(lost, gained) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(1, 0), (9, 2), (3, 3), (40, 61)])
+def test_mcnemar_is_statsmodels(lost: int, gained: int) -> None:
+    from statsmodels.stats import contingency_tables
+
+    expected = contingency_tables.mcnemar([[50, lost], [gained, 20]], exact=True).pvalue
     assert statistics.mcnemar_exact(lost, gained) == pytest.approx(expected)
 
 
@@ -133,6 +124,56 @@ def test_items_needed_is_where_the_margin_is_just_excluded() -> None:
     n = statistics.items_needed(0.02)
     assert statistics.paired_proportions(0, 0, n).low >= -0.02
     assert statistics.paired_proportions(0, 0, n - 1).low < -0.02
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(9, 2, 240), (0, 5, 60), (30, 31, 4000)])
+def test_the_score_is_that_of_the_constrained_likelihood(lost: int, gained: int, n: int) -> None:
+    # Tango's closed form against its definition: the shares that are likeliest under the
+    # hypothesis, found by scipy, give the variance.
+    for difference in (-0.05, -0.01, 0.02):
+
+        def unlikely(p: float, difference: float = difference) -> float:
+            shares = np.array([p + difference, p, 1 - 2 * p - difference])
+            return -float(np.sum(np.array([gained, lost, n - gained - lost]) * np.log(shares)))
+
+        low, high = max(0.0, -difference), (1 - difference) / 2
+        p = optimize.minimize_scalar(
+            unlikely, bounds=(low + 1e-12, high - 1e-12), method="bounded", options={"xatol": 1e-12}
+        ).x
+        variance = n * (2 * p + difference * (1 - difference))
+        expected = (gained - lost - n * difference) / math.sqrt(variance)
+        found = statistics._tango_score(gained, lost, n, difference)
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_items_to_tell_give_the_power_when_simulated() -> None:
+    margin, flips = 0.005, 0.02
+    generator = np.random.default_rng(11)
+    for loss, bound in ((0.0, "low"), (0.01, "high")):
+        n = statistics.items_to_tell(margin, loss, flips)
+        shares = [(flips + loss) / 2, (flips - loss) / 2, 1 - flips]
+        right = 0
+        for lost, gained, _ in generator.multinomial(n, shares, size=400):
+            found = statistics.paired_proportions(int(lost), int(gained), n)
+            excluded = found.low >= -margin if bound == "low" else found.high < -margin
+            right += excluded
+        assert 0.86 <= right / 400 <= 0.94
+
+
+def test_items_to_tell_is_statsmodels_normal_power_at_equal_variances() -> None:
+    from statsmodels.stats import power
+
+    # (loss − margin)/√flips is the effect size of a one-sided z test; the small squares aside.
+    expected = power.NormalIndPower().solve_power(
+        effect_size=0.005 / math.sqrt(0.02), alpha=0.05, power=0.9, ratio=0, alternative="larger"
+    )
+    assert statistics.items_to_tell(0.005, 0.0, 0.02) == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.parametrize(("margin", "loss", "flips"), [(0.01, 0.01, 0.1), (0.0, 0.1, 0.05)])
+def test_what_no_number_of_items_tells_is_refused(margin: float, loss: float, flips: float) -> None:
+    with pytest.raises(ValueError, match="cannot be told"):
+        statistics.items_to_tell(margin, loss, flips)
 
 
 def test_the_bound_of_a_difference_is_where_the_score_test_is_just_significant() -> None:

@@ -10,6 +10,7 @@ embeddings. Types other than LoRA have parts of their own, which only PEFT knows
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -99,6 +100,16 @@ def read_adapter(path: Path, *, pickled: bool = False) -> Adapter:
         tensors={} if weights == PICKLE_FILE else read_header(safe_file(path, weights)),
         files=(CONFIG_FILE, weights, *tokenizer),
         tokenizer_files=tokenizer,
+    )
+
+
+def count_trained(adapter: Adapter) -> int:
+    """How many numbers the adapter's training could change: what its file holds, without the
+    copies of frozen tensors that PEFT saves along with some layers."""
+    return sum(
+        math.prod(entry.shape)
+        for name, entry in adapter.tensors.items()
+        if "base_layer" not in name and "original_module" not in name and _QUANT_STATE not in name
     )
 
 

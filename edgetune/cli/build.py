@@ -44,7 +44,7 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("--scheme", help="Quantization scheme, for example w8a16-rtn or w8a16-rtn-g128.")
 @click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights, confined.")
-@click.option("--thorough", is_flag=True, help="Also measure what takes minutes.")
+@click.option("--thorough", is_flag=True, help="Measure what takes minutes, too.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be done and why; stop.")
 @click.option("--only", default="*", help="Build identifiers that match, e.g. '*@this-machine'.")
 @click.option("--until", type=click.Choice(_STEPS), default=_STEPS[-1], help="Stop after a step.")
@@ -71,10 +71,10 @@ def _build(flags: dict[str, Any], pickles: Path | None) -> int:
     plans = plan_builds(recipe, flags["devices"], flags["out"], flags["only"], pickles)
     if flags["plan_only"]:
         if flags["as_json"]:
-            print_json(plan_as_json(plans, flags["out"]))
+            print_json(plan_as_json(plans, flags["out"], flags["thorough"]))
         else:
             note_plans(plans, flags["out"])
-            _show_plan(plans, flags["out"])
+            _show_plan(plans, flags["out"], flags["thorough"])
         return 0
     note_plans(plans, flags["out"])
     builds = run_builds(plans, flags["out"], flags["until"], flags["thorough"])
@@ -129,12 +129,12 @@ def _name_of(adapters: Sequence[str], model: str) -> str:
     return name if name and name != "steps" else "model"
 
 
-def _show_plan(plans: Sequence[Plan], out: Path) -> None:
+def _show_plan(plans: Sequence[Plan], out: Path, thorough: bool) -> None:
     from edgetune.console import print_table
     from edgetune.planning import describe_steps
 
     columns = ("build", "step", "state", "why")
-    print_table("", columns, describe_steps(plans, out))
+    print_table("", columns, describe_steps(plans, out, thorough))
 
 
 def _show_builds(builds: Sequence[Build]) -> None:

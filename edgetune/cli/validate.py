@@ -17,6 +17,7 @@ import click
     metavar="[DEVICE]",
     help="Also run it on that device's processor, emulated.",
 )
+@click.option("--thorough", is_flag=True, help="Also answer for a whole minute.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the report (JSON) here.")
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -24,6 +25,7 @@ def validate(
     package: Path,
     device: str | None,
     emulate: str | None,
+    thorough: bool,
     out: Path | None,
     as_json: bool,
     debug: bool,
@@ -47,7 +49,7 @@ def validate(
     if emulate and device and emulate != device:
         msg = f"--emulate {emulate} and -d {device} name two devices"
         raise UsageError(msg, "leave -d out")
-    report = validate_package(package, emulate or device, emulate is not None)
+    report = validate_package(package, emulate or device, emulate is not None, thorough)
     if out is not None:
         write_text(out, dump_json(report))
         print_note(f"report   {out}")

@@ -6,6 +6,7 @@ and only then listed in SHA256SUMS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def package_step(
     """Write the package into `out`; `reports/` comes later, from the validation.
 
     arguments: name, variants, devices, reference, checkpoint, base_checkpoint, lock, tolerances,
-    budgets, require_on_device, merge (parity and tensor counts, or null).
+    budgets, require_on_device, merge (parity and tensor counts, or null), trained_parameters (null:
+    all of them).
     Facts: package_digest (SHA-256 of SHA256SUMS), package_bytes,
     graph_bytes {variant: bytes}. Raises InputRefusedError or StepFailedError when what was written
     does not open again.
@@ -81,7 +83,16 @@ def make_limits(arguments: Mapping[str, Any], graph_bytes: Mapping[str, int]) ->
         "base_bytes": read_checkpoint(Path(arguments["base_checkpoint"])).weight_bytes,
         "graph_bytes": dict(sorted(graph_bytes.items())),
         "merge": arguments.get("merge"),
+        "parameters": _count_parameters(arguments),
     }
+
+
+def _count_parameters(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """`trained`: by the adapters, or all in a full fine-tune; `total`: the merged model's."""
+    tensors = read_checkpoint(Path(arguments["checkpoint"])).tensors.values()
+    total = sum(math.prod(entry.shape) for entry in tensors)
+    trained = arguments.get("trained_parameters")
+    return {"trained": total if trained is None else trained, "total": total}
 
 
 def _check_devices(devices: Mapping[str, str], packed: Sequence[str]) -> None:

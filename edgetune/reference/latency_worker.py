@@ -3,10 +3,11 @@
 `python -m edgetune.reference.latency_worker` speaks JSON lines. First line in: {"checkpoint",
 "threads", "dtype_candidates": ["bfloat16", "float32"], "prompt_tokens": 128, "new_tokens": 64,
 "prompt_ids": [...]}; it answers {"ready": true, "load_s", "dtype", "peak_rss_mb", "prompt_tokens",
-"new_tokens", "note", "trials"}. Each {"run": repeats} is answered by lists of one value a run and
-"peak_rss_mb"; {"stop": true} or the end of input ends it. A failure is answered by
-{"error": {"exit_code", "message", "hint"}}. Whoever starts it sets EDGETUNE_PARENT to its own
-process id: the worker ends with it.
+"new_tokens", "note", "trials"}. Each {"run": repeats} is answered by lists of one value a run,
+"token_ms" of every new token but an answer's first, "cpu_s" and "peak_rss_mb"; {"sustain":
+{"windows", "window_s"}} by {"tokens": [new tokens in each window]}; {"stop": true} or the end of
+input ends it. A failure is answered by {"error": {"exit_code", "message", "hint"}}. Whoever starts
+it sets EDGETUNE_PARENT to its own process id: the worker ends with it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,30 +81,40 @@ def time_run(model: Any, prompt: Sequence[int], new_tokens: int) -> tuple[float,
     """(milliseconds to the first token, milliseconds of each further one): greedy, with a
     key-value cache, last-token logits only, no end-of-sequence stop."""
     times: list[float] = []
+    started = time.perf_counter()
+    for _ in generate(model, prompt, new_tokens):
+        now = time.perf_counter()
+        times.append((now - started) * 1000)
+        started = now
+    return times[0], times[1:]
+
+
+def generate(model: Any, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+    """The tokens of a greedy answer, each as soon as it can be read."""
     given, cache = torch.tensor([list(prompt)]), None
-    with torch.inference_mode():
-        for _ in range(new_tokens):
-            started = time.perf_counter()
+    for _ in range(new_tokens):
+        # Not held over the yield: the mode would be the caller's too.
+        with torch.inference_mode():
             result = model(input_ids=given, cache=cache, use_cache=True, logits_to_keep=1)
             cache = result.cache
             given = result.logits[:, -1].argmax(-1, keepdim=True)
             # Reading the token is part of its time: it is what a user waits for.
-            int(given[0, 0])
-            times.append((time.perf_counter() - started) * 1000)
-    return times[0], times[1:]
+            token = int(given[0, 0])
+        yield token
 
 
-def run_repeats(
-    model: Any, prompt: Sequence[int], new_tokens: int, repeats: int
-) -> dict[str, list[float]]:
-    """Lists of one value a run; with a single new token there is no decoding to time."""
-    found: dict[str, list[float]] = {
+def run_repeats(model: Any, prompt: Sequence[int], new_tokens: int, repeats: int) -> dict[str, Any]:
+    """Lists of one value a run, `token_ms` of all runs and `cpu_s` (this process's threads, user
+    and system); with a single new token there is no decoding to time."""
+    found: dict[str, Any] = {
         "ttft_ms": [],
         "decode_ms_per_token": [],
         "prefill_tokens_per_s": [],
         "decode_tokens_per_s": [],
         "answer_ms": [],
+        "token_ms": [],
     }
+    used = time.process_time()
     for _ in range(repeats):
         first, rest = time_run(model, prompt, new_tokens)
         found["ttft_ms"].append(first)
@@ -112,7 +123,22 @@ def run_repeats(
         if rest:
             found["decode_ms_per_token"].append(statistics.median(rest))
             found["decode_tokens_per_s"].append(len(rest) / sum(rest) * 1000)
-    return found
+            found["token_ms"].extend(rest)
+    return {**found, "cpu_s": time.process_time() - used}
+
+
+def count_tokens(
+    model: Any, prompt: Sequence[int], new_tokens: int, plan: Mapping[str, Any]
+) -> list[int]:
+    """New tokens in each of `plan`'s windows of time, answer after answer."""
+    counts = [0] * int(plan["windows"])
+    started = time.perf_counter()
+    while True:
+        for _ in generate(model, prompt, new_tokens):
+            window = int((time.perf_counter() - started) / plan["window_s"])
+            if window >= len(counts):
+                return counts
+            counts[window] += 1
 
 
 def load_faster(
@@ -208,6 +234,11 @@ def serve(lines: TextIO, answers: TextIO) -> None:
         request = json.loads(line)
         if request.get("stop"):
             return
+        if "sustain" in request:
+            plan = request["sustain"]
+            counts = count_tokens(loaded.model, prompt, lengths.new_tokens, plan)
+            answer({"tokens": counts})
+            continue
         found = run_repeats(loaded.model, prompt, lengths.new_tokens, int(request["run"]))
         answer({**found, "peak_rss_mb": peak()})
 

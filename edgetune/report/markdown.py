@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edgetune.report.cost import cost_lines
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.survival_words import (
     SURVIVAL_COLUMNS,
@@ -50,6 +51,8 @@ def to_markdown(value: Mapping[str, Any] | Report) -> str:
     if missing:
         lines += ["**Not measured**", "", *(f"- {_text(text)}" for text in missing), ""]
     lines += [f"Measured: {_text(where_measured(report))}. Bounds are one-sided 95 % bounds.", ""]
+    if costs := list(cost_lines(report)):
+        lines += [f"Cost: {'. '.join(_text(text) for text in costs)}.", ""]
     if emulated := what_was_emulated(report):
         lines += [f"Emulated: {_text(emulated)}.", ""]
     lines += [f"Package `{report.package_digest[:16]}`, {_versions(report)}."]

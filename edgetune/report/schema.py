@@ -84,6 +84,14 @@ class TaskMetric(Part):
     n: Count
 
 
+class Sustained(Part):
+    """A minute without a pause: new tokens per second in each window, last as a share of first."""
+
+    window_s: float
+    tokens_per_s: list[float]
+    last_to_first: float | None
+
+
 class LatencySide(Part):
     """One side's medians. `intervals` has the bounds of those that have some."""
 
@@ -94,6 +102,14 @@ class LatencySide(Part):
     answer_ms: float
     peak_rss_mb: float | None
     intervals: dict[str, Interval] = Field(default_factory=dict)
+    # Each round's median time to answer; the two sides' rounds belong together.
+    rounds_ms: list[float] = Field(default_factory=list)
+    # {"p50", "p95", "p99"}: of every new token but an answer's first; null where there is none.
+    token_ms: dict[str, float] | None = None
+    # With no file of the model in memory; null with a reason.
+    load_cold_s: float | None = None
+    sustained: Sustained | None = None
+    reasons: dict[str, str] = Field(default_factory=dict)
 
 
 class Latency(Part):
@@ -103,6 +119,24 @@ class Latency(Part):
     candidate: LatencySide | None
     ratio: Interval | None
     reason: str | None = None
+
+
+class SideCost(Part):
+    """What 1,000 tokens, read or written, cost one side. Joules: all that the processors took."""
+
+    cpu_s_per_1k_tokens: float
+    joules_per_1k_tokens: float | None
+
+
+class Cost(Part):
+    """What the fine-tune trained, what ships, what tokens cost; nulls have a reason."""
+
+    trained_parameters: Count | None
+    total_parameters: Count | None
+    package_bytes: Count
+    reference: SideCost | None
+    candidate: SideCost | None
+    reasons: dict[str, str] = Field(default_factory=dict)
 
 
 class Size(Part):
@@ -257,6 +291,8 @@ class Report(Part):
     task_metrics: dict[str, TaskMetric]
     latency: Latency
     size: Size
+    # Null in reports of versions that did not measure it.
+    cost: Cost | None = None
     providers: Providers
     tokenizer: Tokenizer
     merge: Merge | None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from edgetune.report.cost import cost_lines, token_text
 from edgetune.report.schema import Interval, Latency, LatencySide, Report, parse_report
 from edgetune.report.survival_words import certificate_lines, where_it_was_lost
 from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
@@ -34,6 +35,7 @@ _LATENCY_ROWS = (
     ("prefill, tokens/s", "prefill_tokens_per_s", 0, ""),
     ("decode, tokens/s", "decode_tokens_per_s", 1, "decode_tokens_per_s"),
     ("load, s", "load_s", 2, ""),
+    ("load from a cold page cache, s", "load_cold_s", 2, ""),
     ("peak memory, MB", "peak_rss_mb", 0, "peak_rss_mb"),
 )
 
@@ -64,6 +66,7 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     if text := normalization_note(report):
         lines.append(f"note     {text}")
     lines += [f"merge    {text}" for text in certificate_lines(report)]
+    lines += [f"cost     {text}" for text in cost_lines(report)]
     lines.append(f"measured {where_measured(report)}")
     if text := what_was_emulated(report):
         lines.append(f"emulated {text}")
@@ -185,6 +188,14 @@ def _latency_rows(latency: Latency, judgement: Judgement) -> Iterator[Row]:
     )
     if candidate is None:
         return
+    yield (
+        "per token 50/95/99 %, ms",
+        token_text(reference) if reference else "not measured",
+        token_text(candidate),
+        "",
+        "",
+        "",
+    )
     for label, key, digits, name in _LATENCY_ROWS:
         own = judgement.of(name) if name else None
         limit = ""

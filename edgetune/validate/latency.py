@@ -1,72 +1,38 @@
 """How long an answer takes: the package beside the unconverted model in torch.
 
-Two processes are loaded, one is busy at a time. Rounds of A B B A blocks cancel a drift that is
-linear in time; the ratio of medians is resampled by whole rounds. An answer is 128 prompt tokens
-and 64 new ones, greedy. Blocks last at least half a second; the whole is kept under a minute.
+An answer is 128 prompt tokens and 64 new ones, greedy; `rounds.py` runs the two sides in turn, in
+about half a minute. Then both are loaded once more with a cold page cache and, where the build is
+to be thorough, answer for a whole minute, each alone.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgetune import statistics
-from edgetune.errors import EdgetuneError, StepFailedError
-from edgetune.validate.worker import Worker, open_worker
+from edgetune.errors import EdgetuneError
+from edgetune.validate.cold_load import load_cold
+from edgetune.validate.latency_figures import cost_of, figures_of, sustained
+from edgetune.validate.rounds import (
+    Progress,
+    Side,
+    plan_rounds,
+    ratio_of,
+    run_rounds,
+    seconds_per_answer,
+)
+from edgetune.validate.worker import open_worker
 
 CANDIDATE_MODULE = "edgetune.validate.latency_worker"
 REFERENCE_MODULE = "edgetune.reference.latency_worker"
 PROMPT_TOKENS = 128
 NEW_TOKENS = 64
-ROUNDS = 6
-FEWEST_ROUNDS = 3
-BLOCK_S = 0.5
-FEWEST_ANSWERS = 3
-BUDGET_S = 30.0
 # Loading a large model from a cold disk takes minutes; a worker that is silent for longer hangs.
 _LOAD_TIMEOUT_S = 1800.0
-_RUN_TIMEOUT_S = 1800.0
-# Thread pools spin for a moment after their work is done.
-_SETTLE_S = 0.05
-_TIMES = ("ttft_ms", "decode_ms_per_token", "prefill_tokens_per_s", "answer_ms")
-
-Progress = Callable[[str], None]
-
-
-@dataclass
-class Side:
-    """One worker and what it measured: {figure: a list of times for each round}."""
-
-    worker: Worker
-    ready: Mapping[str, Any]
-    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
-    peak_rss_mb: float | None = None
-
-    def run(self, repeats: int) -> Mapping[str, Any]:
-        """One block, as the worker answers it."""
-        time.sleep(_SETTLE_S)
-        answer = self.worker.ask({"run": repeats}, _RUN_TIMEOUT_S)
-        if any(len(answer.get(key, ())) != repeats for key in _TIMES):
-            msg = f"{self.worker.module}: an answer without {repeats} times"
-            raise StepFailedError(msg)
-        self.peak_rss_mb = answer.get("peak_rss_mb")
-        return answer
-
-    def block(self, repeats: int, round_number: int) -> None:
-        """One block, kept."""
-        answer = self.run(repeats)
-        for key in _TIMES:
-            rounds = self.rounds.setdefault(key, [])
-            if len(rounds) == round_number:
-                rounds.append([])
-            rounds[round_number].extend(float(value) for value in answer[key])
 
 
 def not_measured(reason: str) -> dict[str, Any]:
@@ -87,8 +53,9 @@ def measure_latency(
     candidate_job: Mapping[str, Any],
     reference_job: Mapping[str, Any] | None,
     progress: Progress,
+    thorough: bool = False,
 ) -> dict[str, Any]:
-    """The report's `latency` section.
+    """The report's `latency` section, with both sides' `cost` in it.
 
     `reference_job` null: only the package is measured, `reference` and `ratio` are null. A
     reference that cannot be measured leaves them null with the reason; a package that cannot
@@ -99,57 +66,48 @@ def measure_latency(
         progress("latency: opening the package")
         candidate = _open(stack, CANDIDATE_MODULE, candidate_job)
         sides = [side for side in (reference, candidate) if side is not None]
-        seconds = {id(side): _seconds_per_answer(side) for side in sides}
-        rounds, repeats = plan_rounds([seconds[id(side)] for side in sides])
-        rounds = _run_rounds(sides, rounds, repeats, progress)
-        return {
-            "reference": _figures(reference) if reference else None,
-            "candidate": _figures(candidate),
-            "ratio": _ratio(reference, candidate) if reference else None,
-            "reason": reason,
-            "prompt_tokens": len(candidate_job["prompt_ids"]),
-            "new_tokens": candidate_job["new_tokens"],
-            "threads": candidate_job["threads"],
-            "rounds": rounds,
-            "answers": sum(len(times) for times in candidate.rounds["answer_ms"]),
-        }
+        rounds, repeats = plan_rounds([seconds_per_answer(side) for side in sides])
+        rounds = run_rounds(sides, rounds, repeats, progress)
+        lasting = [sustained(side, progress) if thorough else None for side in sides]
+    # The workers have ended, and with them their hold on the files.
+    found = []
+    for side, minute in zip(sides, lasting, strict=True):
+        job = candidate_job if side is candidate else reference_job or {}
+        cold_s, why = _load_cold(side, job, progress)
+        tokens = _tokens_of(side, candidate_job)
+        found.append({**figures_of(side), "load_cold_s": cold_s, "sustained": minute})
+        found[-1]["reasons"] = {} if why is None else {"load_cold_s": why}
+        found[-1]["cost"] = cost_of(side, tokens)
+    return {
+        "reference": found[0] if reference else None,
+        "candidate": found[-1],
+        "ratio": ratio_of(reference, candidate).as_dict() if reference else None,
+        "reason": reason,
+        "prompt_tokens": len(candidate_job["prompt_ids"]),
+        "new_tokens": candidate_job["new_tokens"],
+        "threads": candidate_job["threads"],
+        "rounds": rounds,
+        "answers": candidate.answers,
+    }
 
 
-def _run_rounds(
-    sides: Sequence[Side], rounds: int, repeats: Sequence[int], progress: Progress
-) -> int:
-    """Rounds of A B B A; returns how many. A machine that others made slower than planned for
-    stops after the fewest."""
-    started = time.monotonic()
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and time.monotonic() - started > BUDGET_S:
-            return number
-        progress(f"latency: round {number + 1} of {rounds}")
-        for index in (0, -1, -1, 0):
-            sides[index].block(repeats[index], number)
-    return rounds
+def _load_cold(
+    side: Side, job: Mapping[str, Any], progress: Progress
+) -> tuple[float | None, str | None]:
+    progress("latency: loading with a cold page cache")
+    folder = Path(job["checkpoint"]) if "checkpoint" in job else None
+    if folder is not None:
+        # Only the data type that was measured.
+        job = {**job, "dtype_candidates": [side.ready["dtype"]]}
+    else:
+        folder = Path(job["package"]) / job["variant"]
+    return load_cold(side.worker.module, job, folder, float(side.ready["load_s"]))
 
 
-def plan_rounds(seconds: Sequence[float]) -> tuple[int, list[int]]:
-    """(rounds, answers a block for each side) from each side's seconds for one answer.
-
-    Six rounds of blocks of half a second and three answers, when 30 s allow it; else fewer answers
-    a block, down to one; else fewer rounds, down to three.
-    """
-    wanted = [max(FEWEST_ANSWERS, math.ceil(BLOCK_S / max(s, 1e-6))) for s in seconds]
-    # A round is A B B A; a side that is alone runs all four blocks.
-    blocks = 4 / len(seconds)
-
-    def total(rounds: int, repeats: Sequence[int]) -> float:
-        return rounds * blocks * sum(n * s for n, s in zip(repeats, seconds, strict=True))
-
-    repeats = wanted
-    while total(ROUNDS, repeats) > BUDGET_S and max(repeats) > 1:
-        repeats = [max(1, n - 1) for n in repeats]
-    rounds = ROUNDS
-    while total(rounds, repeats) > BUDGET_S and rounds > FEWEST_ROUNDS:
-        rounds -= 1
-    return rounds, repeats
+def _tokens_of(side: Side, job: Mapping[str, Any]) -> int:
+    """Tokens of one answer, read and written; a side that had to shorten them says so."""
+    prompt = side.ready.get("prompt_tokens") or len(job["prompt_ids"])
+    return int(prompt + (side.ready.get("new_tokens") or job["new_tokens"]))
 
 
 def _open_reference(
@@ -173,34 +131,3 @@ def _open(stack: ExitStack, module: str, job: Mapping[str, Any]) -> Side:
     worker = stack.enter_context(open_worker([module]))
     ready = worker.ask(job, _LOAD_TIMEOUT_S)
     return Side(worker, ready, peak_rss_mb=ready.get("peak_rss_mb"))
-
-
-def _seconds_per_answer(side: Side) -> float:
-    """One answer to warm up, one to plan by."""
-    side.run(1)
-    return float(side.run(1)["answer_ms"][0]) / 1e3
-
-
-def _figures(side: Side) -> dict[str, Any]:
-    """Medians over all answers, with one-sided 95 % bounds in `intervals`."""
-    found = {key: statistics.median(np.array(side.rounds[key])) for key in _TIMES}
-    decode = found["decode_ms_per_token"]
-    speed = statistics.Interval(1e3 / decode.value, 1e3 / decode.high, 1e3 / decode.low)
-    intervals = {
-        "ttft_ms": found["ttft_ms"],
-        "decode_tokens_per_s": speed,
-        "prefill_tokens_per_s": found["prefill_tokens_per_s"],
-        "answer_ms": found["answer_ms"],
-    }
-    return {
-        "load_s": float(side.ready["load_s"]),
-        **{key: interval.value for key, interval in intervals.items()},
-        "peak_rss_mb": side.peak_rss_mb,
-        "dtype": side.ready.get("dtype"),
-        "intervals": {key: interval.as_dict() for key, interval in intervals.items()},
-    }
-
-
-def _ratio(reference: Side, candidate: Side) -> dict[str, float]:
-    below, above = reference.rounds["answer_ms"], candidate.rounds["answer_ms"]
-    return statistics.ratio_of_medians(np.array(below), np.array(above)).as_dict()

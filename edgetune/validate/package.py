@@ -19,14 +19,15 @@ _CODES = {"pass": PASS, "fail": GATE_FAILED, "inconclusive": INCONCLUSIVE}
 
 
 def validate_package(
-    package: Path, device: str | None = None, emulate: bool = False
+    package: Path, device: str | None = None, emulate: bool = False, thorough: bool = False
 ) -> dict[str, Any]:
     """The report of a package on this host, for the device named, else one of its own that this
     host is, else its first. Never writes into the package.
 
     `emulate`: on the device's processor as well, emulated; any device whose profile names one, by
-    default the package's first of those. Raises InputRefusedError: no package, changed, or it does
-    not open; UsageError: no such device, or none that can be emulated; MissingError: no emulator.
+    default the package's first of those. `thorough`: with a sustained minute. Raises
+    InputRefusedError: no package, changed, or it does not open; UsageError: no such device, or none
+    that can be emulated; MissingError: no emulator.
     """
     with step_progress("validate") as progress:
         progress.update("checking the package's files")
@@ -46,6 +47,7 @@ def validate_package(
             evidence={"built": True},
             emulation=emulation,
             must_emulate=emulate,
+            thorough=thorough,
         )
         return make_report(manifest, job, progress.update)
 

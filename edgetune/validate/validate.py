@@ -23,6 +23,7 @@ from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
 from edgetune.step import versions_of
 from edgetune.validate.checks import make_checks
+from edgetune.validate.cost import cost_section
 from edgetune.validate.emulated import measure_emulated, not_emulated
 from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
@@ -61,8 +62,6 @@ class Job:
     merge: Mapping[str, Any] | None = None
     # What the optimize step found to be left of each module's fine-tune.
     survival: Mapping[str, Any] | None = None
-    # Whether to take minutes for what seconds cannot tell.
-    thorough: bool = False
     evidence: Mapping[str, bool] | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
     # The processor to emulate as well, else why there is none; both null: nothing to emulate.
@@ -70,6 +69,8 @@ class Job:
     not_emulated: str | None = None
     # Whether an emulator that fails ends the validation, or is reported as "not measured".
     must_emulate: bool = False
+    # Both sides also answer for a whole minute.
+    thorough: bool = False
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
@@ -121,6 +122,8 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
     sections["survival"] = _survival(job, progress)
     sections["emulated"] = _emulated(manifest, self_test, job, progress)
     sections["latency"] = _latency(manifest, job, prompt, new_tokens, progress)
+    ships = package_bytes(manifest.path)
+    sections["cost"] = cost_section(limits, sections["latency"], ships)
     report: dict[str, Any] = {
         "identifier": job.identifier,
         "device": job.device,
@@ -130,7 +133,7 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
         **sections,
         "size": {
             "base_bytes": limits.get("base_bytes"),
-            "package_bytes": package_bytes(manifest.path),
+            "package_bytes": ships,
             "graph_bytes": graph_bytes(job.variant),
         },
         "merge": _merge_facts(job.merge or limits.get("merge")),
@@ -222,7 +225,7 @@ def _latency(
     if job.checkpoint is not None:
         types = _types_that_fit(job.checkpoint, available_memory_bytes())
         reference = {"checkpoint": str(job.checkpoint), "dtype_candidates": types, **shared}
-    return measure_latency(candidate, reference, progress)
+    return measure_latency(candidate, reference, progress, job.thorough)
 
 
 def _types_that_fit(checkpoint: Path, available_bytes: int) -> list[str]:

@@ -28,6 +28,11 @@ class Worker:
         self._log = log
         self._rest = b""
 
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send one line. A worker that has ended is noticed when its answer is read."""
         assert self._process.stdin is not None

@@ -57,7 +57,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
             "this-machine": {"variant": "cpu-fp32", "session": None},
         },
         "reference": str(tmp_path / "steps/reference"),
-        "checkpoint": str(tmp_path),
+        "checkpoint": str(write_checkpoint(tmp_path / "merged")),
         "base_checkpoint": str(write_checkpoint(tmp_path / "base")),
         "lock": {"lock_version": 1, "base": {"name": "base"}},
         "tolerances": {"kl_mean": 0.05},

@@ -60,6 +60,8 @@ def test_a_prompt_is_repeated_or_cut() -> None:
 def test_a_run_gives_one_value_a_repeat(merged: Path) -> None:
     model = latency_worker._load(merged, "float32")[0]
     found = run_repeats(model, [5, 6, 7], 4, 3)
+    assert found.pop("cpu_s") > 0
+    assert len(found.pop("token_ms")) == 3 * 3
     assert set(found) == TIMES
     assert all(len(values) == 3 and min(values) > 0 for values in found.values())
     for n in range(3):

@@ -48,9 +48,25 @@ def test_a_failed_report_names_the_erased_modules() -> None:
 def test_a_retention_below_0_is_said_in_words() -> None:
     lines = summary_lines(make(fidelity__retention=interval(-4.6, 0.1)))
     assert (
-        "lost     the package keeps nothing of what the fine-tune changed (limit 95 %): it is 5.6 × "
-        "as far from the trained model as the base alone is"
+        "lost     the package keeps nothing of what the fine-tune changed (limit 95 %): it is "
+        "5.6 × as far from the trained model as the base alone is"
     ) in lines
+
+
+def test_modules_that_were_run_are_judged_by_that() -> None:
+    """A module below the noise may still answer as it was trained to: noise has no direction."""
+    run = [
+        module("a", 0.01, kl_mean=interval(0.05), retention=interval(-2.3)),
+        module("b", 0.01, kl_mean=interval(0.001), retention=interval(0.9)),
+    ]
+    lines = summary_lines(make(**FAILED, survival=survival(*run)))
+    assert (
+        "lost     erased in: a: quantized alone, it takes away all that the fine-tune changed "
+        "(1 of 2 modules)"
+    ) in lines
+    mild = [module("a", 0.01, kl_mean=interval(0.01), retention=interval(0.7))]
+    lines = summary_lines(make(**FAILED, survival=survival(*mild)))
+    assert "lost     least is left in: a" in lines
 
 
 def test_where_none_is_erased_those_are_named_that_keep_least() -> None:

@@ -20,7 +20,7 @@ from edgetune.report.schema import parse_report
 from edgetune.report.terminal import summary_lines, table_rows
 from edgetune.report.verdict import judge
 from edgetune.runtime.manifest import choose_variant, read_manifest
-from edgetune.validate import emulated, latency, package
+from edgetune.validate import emulated, package, rounds
 from edgetune.validate.emulated import choose_items, measure_emulated
 from edgetune.validate.package import validate_package
 from edgetune.validate.self_test import load_self_test, take_items
@@ -42,9 +42,9 @@ def _no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(emulated, "guest", guest)
     monkeypatch.setattr(package, "find_emulation", lambda _device, _host: EMULATION)
-    monkeypatch.setattr(latency, "BLOCK_S", 0.005)
-    monkeypatch.setattr(latency, "ROUNDS", 3)
-    monkeypatch.setattr(latency, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(rounds, "BLOCK_S", 0.005)
+    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "_SETTLE_S", 0.0)
 
 
 def _measure(folder: Path, reference: Path | None = None, **more: Any) -> dict[str, Any]:

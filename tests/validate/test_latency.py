@@ -4,57 +4,32 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edgetune.errors import InputRefusedError, StepFailedError
+from edgetune.errors import InputRefusedError
 from edgetune.runtime.session import OpenPackage
-from edgetune.validate import latency
-from edgetune.validate.latency import (
-    FEWEST_ROUNDS,
-    ROUNDS,
-    Side,
-    make_prompt,
-    measure_latency,
-    plan_rounds,
-)
-from edgetune.validate.latency_worker import measure, serve
+from edgetune.validate import cold_load, latency, latency_figures, rounds
+from edgetune.validate.latency import make_prompt, measure_latency
+from edgetune.validate.latency_worker import count_tokens, measure, serve
+from edgetune.validate.rounds import FEWEST_ROUNDS, TIMES
 from tests.tiny_package import VARIANT
 
 
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "BLOCK_S", 0.005)
-    monkeypatch.setattr(latency, "ROUNDS", FEWEST_ROUNDS)
-    monkeypatch.setattr(latency, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(rounds, "BLOCK_S", 0.005)
+    monkeypatch.setattr(rounds, "ROUNDS", FEWEST_ROUNDS)
+    monkeypatch.setattr(rounds, "MOST_ROUNDS", FEWEST_ROUNDS)
+    monkeypatch.setattr(rounds, "_SETTLE_S", 0.0)
 
 
 def _job(package: Path, **changes: Any) -> dict[str, Any]:
     prompt = [50 + n % 100 for n in range(128)]
     job = {"package": str(package), "variant": VARIANT, "threads": 1, "prompt_ids": prompt}
     return {**job, "prompt_tokens": 128, "new_tokens": 16, **changes}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "rounds", "repeats"),
-    [
-        ([0.1, 0.02], 6, [5, 25]),
-        ([0.4, 0.3], 6, [3, 3]),
-        # 3 answers of 2 s and 0.4 s a block would take 87 s: one each.
-        ([2.0, 0.4], 6, [1, 1]),
-        # Too slow for six rounds.
-        ([3.0, 0.5], 4, [1, 1]),
-        ([60.0, 60.0], 3, [1, 1]),
-        ([0.1], 6, [5]),
-    ],
-)
-def test_rounds_fit_the_time_there_is(
-    seconds: list[float], rounds: int, repeats: list[int]
-) -> None:
-    assert plan_rounds(seconds) == (rounds, repeats)
 
 
 def test_the_prompt_is_the_tasks_own_text_cut_to_what_the_model_takes() -> None:
@@ -82,6 +57,51 @@ def test_the_package_alone_is_measured_without_a_reference(
     assert found["reference"] is found["ratio"] is None
     assert "the merged checkpoint is not here" in found["reason"]
     assert (found["rounds"], found["prompt_tokens"], found["new_tokens"]) == (3, 128, 16)
+    assert len(side["rounds_ms"]) == 3
+    assert side["token_ms"]["p50"] <= side["token_ms"]["p95"] <= side["token_ms"]["p99"]
+    assert side["token_ms"]["p50"] < side["answer_ms"]
+    assert side["cost"]["cpu_s_per_1k_tokens"] > 0
+    assert (side["load_cold_s"] is None) == ("load_cold_s" in side["reasons"])
+    assert side["sustained"] is None
+
+
+def test_a_thorough_measurement_has_a_sustained_minute(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _quick(monkeypatch)
+    monkeypatch.setattr(latency_figures, "WINDOW_S", 0.05)
+    side = measure_latency(_job(package), None, lambda _: None, thorough=True)["candidate"]
+    speeds = side["sustained"]["tokens_per_s"]
+    assert len(speeds) == 6
+    assert max(speeds) > 0
+    share = speeds[-1] / speeds[0] if speeds[0] else None
+    assert side["sustained"]["last_to_first"] == share
+
+
+def test_files_that_stay_in_memory_give_no_cold_load(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cold_load, "_in_memory", lambda path: True)
+    job = _job(package)
+    found, why = cold_load.load_cold(latency.CANDIDATE_MODULE, job, package / VARIANT, 0.1)
+    assert found is None
+    assert why is not None
+    assert why.startswith("the page cache still holds")
+    found, why = cold_load.load_cold(latency.CANDIDATE_MODULE, job, package / VARIANT, 61.0)
+    assert (found, why) == (None, "loading takes 61 s already from memory")
+
+
+def test_a_file_that_was_read_is_in_memory_until_it_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(1 << 20))
+    with (tmp_path / "weights").open("rb") as file:
+        os.fsync(file.fileno())
+    (tmp_path / "weights").read_bytes()
+    try:
+        assert cold_load._in_memory(tmp_path / "weights")
+    except OSError:
+        pytest.skip("this file system does not tell what is in memory")
+    why = cold_load.drop_from_memory(tmp_path)
+    assert why is None or "still holds weights" in why
 
 
 def test_two_equal_sides_have_a_ratio_near_one(
@@ -133,46 +153,6 @@ def test_a_package_that_does_not_run_is_an_error(tmp_path: Path) -> None:
         measure_latency(_job(tmp_path), None, lambda _: None)
 
 
-class FakeWorker:
-    """A side whose answers take a fixed time; the log tells the order of blocks."""
-
-    module = "fake"
-
-    def __init__(self, name: str, log: list[str], milliseconds: float) -> None:
-        self.name, self.log, self.milliseconds = name, log, milliseconds
-
-    def ask(self, message: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
-        self.log.append(self.name)
-        times = [self.milliseconds] * message["run"]
-        keys = ("ttft_ms", "decode_ms_per_token", "prefill_tokens_per_s", "answer_ms")
-        return {**dict.fromkeys(keys, times), "peak_rss_mb": 1.0}
-
-
-def test_blocks_go_a_b_b_a(monkeypatch: pytest.MonkeyPatch) -> None:
-    _quick(monkeypatch)
-    log: list[str] = []
-    sides = [Side(FakeWorker(n, log, t), {}) for n, t in (("A", 20.0), ("B", 10.0))]  # type: ignore[arg-type]
-    assert latency._run_rounds(sides, 2, [1, 2], lambda _: None) == 2
-    assert "".join(log) == "ABBAABBA"
-    assert sides[1].rounds["answer_ms"] == [[10.0] * 4] * 2
-    assert latency._ratio(*sides) == {"value": 0.5, "low": 0.5, "high": 0.5}
-
-
-def test_a_machine_that_got_slower_stops_after_the_fewest_rounds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    _quick(monkeypatch)
-    monkeypatch.setattr(latency, "BUDGET_S", -1.0)
-    side = Side(FakeWorker("A", [], 1.0), {})  # type: ignore[arg-type]
-    assert latency._run_rounds([side], ROUNDS, [1], lambda _: None) == FEWEST_ROUNDS
-
-
-def test_an_answer_with_too_few_times_is_an_error() -> None:
-    worker = SimpleNamespace(module="fake", ask=lambda message, timeout: {"answer_ms": [1.0]})
-    with pytest.raises(StepFailedError, match="an answer without 2 times"):
-        Side(worker, {}).run(2)  # type: ignore[arg-type]
-
-
 def test_the_worker_speaks_json_lines(package: Path) -> None:
     lines = [_job(package, new_tokens=4), {"run": 2}, {"stop": True}, {"run": 1}]
     sink = io.StringIO()
@@ -180,10 +160,18 @@ def test_the_worker_speaks_json_lines(package: Path) -> None:
     ready, answer = (json.loads(line) for line in sink.getvalue().splitlines())
     assert ready["ready"] is True
     assert ready["load_s"] > 0
-    assert {len(answer[key]) for key in latency._TIMES} == {2}
+    assert {len(answer[key]) for key in TIMES} == {2}
+    assert len(answer["token_ms"]) == 2 * 3
+    assert answer["cpu_s"] > 0
 
 
 def test_no_token_ends_a_timed_answer(opened: OpenPackage) -> None:
     found = measure(opened, [50, 60], 30, 1)
     assert found["answer_ms"][0] >= 29 * 0.2 * found["decode_ms_per_token"][0]
     assert found["peak_rss_mb"] is None or found["peak_rss_mb"] > 1
+
+
+def test_tokens_are_counted_in_windows_of_time(opened: OpenPackage) -> None:
+    counts = count_tokens(opened, [50, 60], 5, {"windows": 3, "window_s": 0.1})
+    assert len(counts) == 3
+    assert sum(counts) >= 1

@@ -16,7 +16,7 @@ from edgetune.files import digests_of_folder, dump_json
 from edgetune.report.schema import load_report
 from edgetune.report.verdict import judge
 from edgetune.runtime.manifest import read_manifest
-from edgetune.validate import latency
+from edgetune.validate import rounds
 from edgetune.validate.package import choose_device, exit_code_of, validate_package
 from edgetune.validate.validate import validate_step
 from tests.tiny import VOCABULARY
@@ -25,9 +25,10 @@ from tests.tiny_package import VARIANT, copy_of, sign
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "BLOCK_S", 0.005)
-    monkeypatch.setattr(latency, "ROUNDS", 3)
-    monkeypatch.setattr(latency, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(rounds, "BLOCK_S", 0.005)
+    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(rounds, "_SETTLE_S", 0.0)
 
 
 def _arguments(package: Path, **changes: Any) -> dict[str, Any]:
@@ -209,8 +210,8 @@ def test_validate_package_needs_no_torch_and_writes_nothing(package: Path, tmp_p
         "import sys, json\n"
         f"sys.modules.update(dict.fromkeys({blocked!r}))\n"
         "from pathlib import Path\n"
-        "from edgetune.validate import latency\n"
-        "latency.BLOCK_S, latency.ROUNDS = 0.005, 3\n"
+        "from edgetune.validate import rounds\n"
+        "rounds.BLOCK_S, rounds.ROUNDS = 0.005, 3\n"
         "from edgetune.validate.package import validate_package\n"
         f"print(json.dumps(validate_package(Path({str(copy)!r}))))\n"
     )
