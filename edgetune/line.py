@@ -246,7 +246,7 @@ def validate_step(
     thorough: bool = False,
 ) -> Step:
     """The package against its reference, on this host. `facts`: of the merge, and `survival` of
-    the graph, for the report. `thorough`: take minutes for what seconds cannot tell.
+    the graph, for the report. `thorough`: with what takes minutes more.
 
     `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
     """
@@ -270,9 +270,9 @@ def validate_step(
             "checkpoint": str(path_of(store, merge_step(plan))),
             "merge": dict(facts),
             "survival": survival,
-            "thorough": thorough,
             "steps": [],
             "evidence": {"built": True},
+            "thorough": thorough,
             **_emulation_arguments(emulation),
         },
         inputs={
@@ -280,9 +280,9 @@ def validate_step(
             "device": device,
             "variant": plan.variant,
             "host": host.fingerprint,
+            "thorough": thorough,
             "code": code_digest("validate", "runtime", "report", "tasks", "environments"),
             **_emulation_inputs(emulation),
-            **({"thorough": True} if thorough else {}),
             **versions_of("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch"),
         },
     )

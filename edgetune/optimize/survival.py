@@ -3,7 +3,8 @@
 For a module with base weight W, merged weight W' and the graph's weight Q, Δ = W' − W:
 
 * `snr` = ‖Δ‖ / ‖Q − W'‖ (Frobenius norms): the fine-tune over the noise that the quantization adds.
-  Below 1 the noise is the larger one: the module is called erased.
+  Below 1 the noise is the larger one. That says where to look, not that the fine-tune is lost:
+  noise has no direction, and only a measurement of the answers can tell.
 * `below_step`: the share of weights with |Δ| < s / 2, s the step of the weight's own group: by
   itself such a change moves no weight to the next code.
 * `step`: the median of s.

@@ -21,14 +21,22 @@ def where_it_was_lost(report: Report, judgement: Judgement) -> str | None:
     if not modules:
         return None
     erased = [module for module in modules if is_erased(module)]
-    if erased:
-        text = f"erased in: {_names(erased)}: the quantization's noise is larger than the change"
-        return f"{text} that the fine-tune made ({len(erased)} of {len(modules)} modules)"
-    return f"least is left in: {_names(modules)}"
+    if not erased:
+        return f"least is left in: {_names(modules)}"
+    why = "the quantization's noise is larger than the change that the fine-tune made"
+    if any(module.retention for module in modules):
+        why = "quantized alone, it takes away all that the fine-tune changed"
+        if len(erased) > 1:
+            why = "each, quantized alone, takes away all that the fine-tune changed"
+    return f"erased in: {_names(erased)}: {why} ({len(erased)} of {len(modules)} modules)"
 
 
 def is_erased(module: ModuleSurvival) -> bool:
-    """The fine-tune's change is smaller than what quantization adds to it."""
+    """Nothing is left of the fine-tune when this module alone is quantized; where that was not
+    run, its change is smaller than what quantization adds to it. Said of a report that failed:
+    noise has no direction, and a fine-tune below it can survive."""
+    if module.retention is not None:
+        return module.retention.value < 0
     return module.snr is not None and module.snr < 1
 
 

@@ -185,6 +185,11 @@ def _sentence(report: Report, check: Judged, figure: Interval) -> str:
     name, value, limit = check.name, figure.value, check.limit
     if check.words:
         return check.words
+    if name == "retention" and value < 0:
+        return (
+            f"the package keeps nothing of what the fine-tune changed (limit {percent(limit, 0)}): "
+            f"it is {1 - value:.1f} × as far from the trained model as the base alone is"
+        )
     if name == "retention":
         return (
             f"the package keeps {percent(value)} of what the fine-tune changed "

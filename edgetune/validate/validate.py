@@ -66,8 +66,6 @@ class Job:
     merge: Mapping[str, Any] | None = None
     # What the optimize step found to be left of each module's fine-tune.
     survival: Mapping[str, Any] | None = None
-    # Whether to take minutes for what seconds cannot tell.
-    thorough: bool = False
     evidence: Mapping[str, bool] | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
     # The processor to emulate as well, else why there is none; both null: nothing to emulate.
