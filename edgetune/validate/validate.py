@@ -22,6 +22,7 @@ from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_ma
 from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
 from edgetune.step import versions_of
+from edgetune.validate.answers import make_answers
 from edgetune.validate.checks import make_checks
 from edgetune.validate.emulated import measure_emulated, not_emulated
 from edgetune.validate.evaluate import evaluate, worst_examples
@@ -34,6 +35,8 @@ from edgetune.validate.tokenizer_parity import tokenizer_parity
 
 Progress = Callable[[str], None]
 
+# In the step's folder, which does not ship: private data may be in it.
+ANSWERS = "answers.json"
 # A weight takes its bytes in torch, and at most one in the package beside it. The rest: libraries.
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _OTHER_BYTES = 1_000_000_000
@@ -70,7 +73,8 @@ class Job:
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
+    """Write `report.json` and, item by item, `answers.json` into `out`. Facts: {"verdict",
+    "checks": {name: verdict}}.
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
     checkpoint (paths or null), private_data (the package does not carry the items), steps, merge
@@ -96,20 +100,29 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         emulation=emulation_from_json(emulation) if emulation else None,
         not_emulated=arguments.get("not_emulated"),
     )
-    report = make_report(manifest, job, progress)
+    report, answers = measure_package(manifest, job, progress)
     write_text(out / "report.json", dump_json(report))
+    if _is_finite(report):
+        write_text(out / ANSWERS, dump_json(answers))
     checks = {check["name"]: check["verdict"] for check in report["checks"]}
     return {"verdict": report["verdict"], "checks": checks}
 
 
 def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, Any]:
     """Measure a package and judge it. Writes nothing. Raises as `validate_step` does."""
+    return measure_package(manifest, job, progress)[0]
+
+
+def measure_package(
+    manifest: Manifest, job: Job, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(report, answers): as `make_report`, and what happened item by item."""
     limits = _read_limits(manifest.path / "self_test")
     folder = self_test_folder(manifest, job)
     self_test = load_self_test(folder)
     progress("opening the package")
     opened = open_variant(manifest, job.variant, job.device, job.threads)
-    sections = _measure(opened, self_test, job, progress)
+    sections, answers = _measure(opened, self_test, job, progress)
     sections["tokenizer"] = tokenizer_parity(opened, self_test)
     sections["providers"] = placement(opened)
     prompt, new_tokens = make_prompt([i.prompt_ids for i in self_test.items], opened.context_length)
@@ -140,7 +153,7 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
         },
     }
     report["checks"] = make_checks(limits, report)
-    return finish_report(without_text(report) if job.private_data else report)
+    return finish_report(without_text(report) if job.private_data else report), answers
 
 
 def self_test_folder(manifest: Manifest, job: Job) -> Path:
@@ -152,15 +165,16 @@ def self_test_folder(manifest: Manifest, job: Job) -> Path:
 
 def _measure(
     opened: OpenPackage, self_test: SelfTest, job: Job, progress: Progress
-) -> dict[str, Any]:
-    """`fidelity`, `task_metrics` and `examples`."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`fidelity`, `task_metrics` and `examples`; and the answers item by item."""
     logprobs = open_logprobs(job.reference, self_test) if job.reference else None
     evaluation = evaluate(opened, self_test, logprobs, progress)
     progress("figures and their bounds")
     measured = measure_task(self_test, evaluation)
     kind = WHOLE_VOCABULARY if logprobs is not None else TOP_K_BOUND
     host = probe_host()
-    return {
+    answers = make_answers(opened, self_test, evaluation, measured.exact)
+    sections = {
         "fidelity": {
             **fidelity(self_test, evaluation.positions, kind),
             "source": str(self_test.facts.get("source")),
@@ -170,6 +184,7 @@ def _measure(
         "task_metrics": measured.metrics,
         "examples": worst_examples(self_test, evaluation, measured.exact),
     }
+    return sections, answers
 
 
 def _emulated(
@@ -268,6 +283,11 @@ def _read_limits(folder: Path) -> Mapping[str, Any]:
         return limits
     msg = f"{where}: no tolerances and budgets in it"
     raise InputRefusedError(msg, "build the package again")
+
+
+def _is_finite(report: Mapping[str, Any]) -> bool:
+    """Where the package gave no finite number, there are no answers for other tools."""
+    return not report["fidelity"]["non_finite_positions"]
 
 
 def _path(text: str | None) -> Path | None:
