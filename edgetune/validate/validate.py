@@ -30,6 +30,7 @@ from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
 from edgetune.validate.privacy import describe_self_test, without_text
+from edgetune.validate.sampling import describe_sampling
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.tokenizer_parity import tokenizer_parity
 
@@ -102,7 +103,8 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
     )
     report, answers = measure_package(manifest, job, progress)
     write_text(out / "report.json", dump_json(report))
-    if _is_finite(report):
+    # Where an output is not finite, there are no answers for other tools.
+    if not report["fidelity"]["non_finite_positions"]:
         write_text(out / ANSWERS, dump_json(answers))
     checks = {check["name"]: check["verdict"] for check in report["checks"]}
     return {"verdict": report["verdict"], "checks": checks}
@@ -147,6 +149,7 @@ def measure_package(
         "environment": _environment(job),
         "steps": [dict(step) for step in job.steps],
         "self_test": describe_self_test(manifest, self_test),
+        "sampling": describe_sampling(self_test),
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": digest_of_json(digests_of_folder(folder)),
@@ -283,11 +286,6 @@ def _read_limits(folder: Path) -> Mapping[str, Any]:
         return limits
     msg = f"{where}: no tolerances and budgets in it"
     raise InputRefusedError(msg, "build the package again")
-
-
-def _is_finite(report: Mapping[str, Any]) -> bool:
-    """Where the package gave no finite number, there are no answers for other tools."""
-    return not report["fidelity"]["non_finite_positions"]
 
 
 def _path(text: str | None) -> Path | None:

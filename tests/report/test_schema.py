@@ -100,7 +100,7 @@ def test_a_wrong_type_is_refused_by_its_place(
 
 
 @pytest.mark.parametrize(
-    "key", sorted(set(make()) - {"inputs", "examples", "emulated", "self_test"})
+    "key", sorted(set(make()) - {"inputs", "examples", "emulated", "self_test", "sampling"})
 )
 def test_a_missing_key_is_refused(key: str) -> None:
     value = make()
