@@ -60,6 +60,8 @@ class Build:
     package: Path | None = None
     report: Path | None = None
     variant: str | None = None
+    # Item by item, what the trained model and the package did; null where nothing was finite.
+    answers: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The entry of `build --json`."""
@@ -169,6 +171,7 @@ def _validate(
         path_of(out / "steps", package),
         report,
         plan.variant,
+        answers if (answers := Path(result.path) / "answers.json").is_file() else None,
     )
 
 

@@ -339,6 +339,16 @@ class SelfTest(Part):
     carries: Carries
 
 
+class Sampling(Part):
+    """What was drawn at random, so that it can be drawn again."""
+
+    # Of the bootstrap: numpy's default generator, seeded anew for each figure.
+    seed: Annotated[int, Field(ge=0)]
+    resamples: Count
+    # Of the text that the trained model sampled; null where evaluation data was given.
+    text_seed: Annotated[int, Field(ge=0)] | None
+
+
 class Report(Part):
     """A whole report."""
 
@@ -366,6 +376,7 @@ class Report(Part):
     environment: Environment
     steps: list[StepFigures]
     self_test: SelfTest | None = None
+    sampling: Sampling | None = None
     # What reports must share to be comparable.
     inputs: dict[str, str | None] = Field(default_factory=dict)
     # Answers that changed most: {id, prompt, expected, reference, package, lost, kl_mean}.

@@ -22,6 +22,7 @@ from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_ma
 from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
 from edgetune.step import versions_of
+from edgetune.validate.answers import make_answers
 from edgetune.validate.checks import make_checks
 from edgetune.validate.cost import cost_section
 from edgetune.validate.emulated import measure_emulated, not_emulated
@@ -31,12 +32,15 @@ from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
 from edgetune.validate.per_item import per_item
 from edgetune.validate.privacy import describe_self_test, without_text
+from edgetune.validate.sampling import describe_sampling
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.survival import run_modules
 from edgetune.validate.tokenizer_parity import tokenizer_parity
 
 Progress = Callable[[str], None]
 
+# In the step's folder, which does not ship: private data may be in it.
+ANSWERS = "answers.json"
 # A weight takes its bytes in torch, and at most one in the package beside it. The rest: libraries.
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _OTHER_BYTES = 1_000_000_000
@@ -73,10 +77,13 @@ class Job:
     not_emulated: str | None = None
     # Whether an emulator that fails ends the validation, or is reported as "not measured".
     must_emulate: bool = False
+    # Whether to take minutes for what seconds cannot tell.
+    thorough: bool = False
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
+    """Write `report.json` and, item by item, `answers.json` into `out`. Facts: {"verdict",
+    "checks": {name: verdict}}.
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
     checkpoint (paths or null), private_data (the package does not carry the items), steps, merge
@@ -104,20 +111,30 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         emulation=emulation_from_json(emulation) if emulation else None,
         not_emulated=arguments.get("not_emulated"),
     )
-    report = make_report(manifest, job, progress)
+    report, answers = measure_package(manifest, job, progress)
     write_text(out / "report.json", dump_json(report))
+    # Where an output is not finite, there are no answers for other tools.
+    if not report["fidelity"]["non_finite_positions"]:
+        write_text(out / ANSWERS, dump_json(answers))
     checks = {check["name"]: check["verdict"] for check in report["checks"]}
     return {"verdict": report["verdict"], "checks": checks}
 
 
 def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, Any]:
     """Measure a package and judge it. Writes nothing. Raises as `validate_step` does."""
+    return measure_package(manifest, job, progress)[0]
+
+
+def measure_package(
+    manifest: Manifest, job: Job, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(report, answers): as `make_report`, and what happened item by item."""
     limits = _read_limits(manifest.path / "self_test")
     folder = self_test_folder(manifest, job)
     self_test = load_self_test(folder)
     progress("opening the package")
     opened = open_variant(manifest, job.variant, job.device, job.threads)
-    sections = _measure(opened, self_test, job, progress)
+    sections, answers = _measure(opened, self_test, job, progress)
     sections["tokenizer"] = tokenizer_parity(opened, self_test)
     sections["providers"] = placement(opened)
     prompt, new_tokens = make_prompt([i.prompt_ids for i in self_test.items], opened.context_length)
@@ -145,13 +162,14 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
         "environment": _environment(job),
         "steps": [dict(step) for step in job.steps],
         "self_test": describe_self_test(manifest, self_test),
+        "sampling": describe_sampling(self_test),
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": digest_of_json(digests_of_folder(folder)),
         },
     }
     report["checks"] = make_checks(limits, report)
-    return finish_report(without_text(report) if job.private_data else report)
+    return finish_report(without_text(report) if job.private_data else report), answers
 
 
 def self_test_folder(manifest: Manifest, job: Job) -> Path:
@@ -163,15 +181,16 @@ def self_test_folder(manifest: Manifest, job: Job) -> Path:
 
 def _measure(
     opened: OpenPackage, self_test: SelfTest, job: Job, progress: Progress
-) -> dict[str, Any]:
-    """`fidelity`, `task_metrics`, `examples` and `per_item`."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`fidelity`, `task_metrics`, `examples` and `per_item`; and the answers item by item."""
     logprobs = open_logprobs(job.reference, self_test) if job.reference else None
     evaluation = evaluate(opened, self_test, logprobs, progress)
     progress("figures and their bounds")
     measured = measure_task(self_test, evaluation)
     kind = WHOLE_VOCABULARY if logprobs is not None else TOP_K_BOUND
     host = probe_host()
-    return {
+    answers = make_answers(opened, self_test, evaluation, measured.exact)
+    sections = {
         "fidelity": {
             **fidelity(self_test, evaluation.positions, kind),
             "source": str(self_test.facts.get("source")),
@@ -182,6 +201,7 @@ def _measure(
         "examples": worst_examples(self_test, evaluation, measured.exact),
         "per_item": per_item(self_test, evaluation, measured.exact),
     }
+    return sections, answers
 
 
 def _survival(job: Job, progress: Progress) -> dict[str, Any] | None:

@@ -93,8 +93,12 @@ def test_a_sound_package_passes(package: Path, tmp_path: Path) -> None:
 
 def test_the_same_package_gives_the_same_figures(package: Path, tmp_path: Path) -> None:
     one, two = (_validate(package, tmp_path / name) for name in ("a", "b"))
-    for key in ("fidelity", "task_metrics", "examples", "per_item", "tokenizer", "size", "inputs"):
+    same = ("fidelity", "task_metrics", "examples", "per_item", "tokenizer", "size", "inputs")
+    for key in (*same, "self_test", "sampling"):
         assert one[key] == two[key]
+    answers = [(tmp_path / name / "answers.json").read_bytes() for name in ("a", "b")]
+    assert answers[0] == answers[1]
+    assert one["sampling"] == {"seed": 0, "resamples": 2000, "text_seed": None}
 
 
 def test_what_each_item_gave_adds_up_to_the_whole(package: Path, tmp_path: Path) -> None:
@@ -211,6 +215,7 @@ def test_outputs_that_are_not_finite_fail(package: Path, tmp_path: Path) -> None
     report = _validate(copy, tmp_path / "out")
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
     assert verdicts["finite_outputs"] == "fail"
+    assert not (tmp_path / "out" / "answers.json").exists()
     assert verdicts["kl_mean"] == "not measured"
     assert report["fidelity"]["kl_mean"] is None
     assert report["verdict"] == "fail"
