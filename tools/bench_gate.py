@@ -36,7 +36,7 @@ TRACES = Path(__file__).parent / "data" / "latency_traces.json"
 SLOWDOWNS = (1.0, 1.05, 1.10)
 SETTLE_S = 0.05
 # What it takes to start both processes again.
-LAUNCH_S = 2.5
+LAUNCH_S = 1.5
 
 # Blocks in ms: [rounds, the four blocks A B B A, answers].
 Session = npt.NDArray[np.float64]
@@ -128,7 +128,7 @@ def latency_rows(
 def accuracy_rows(runs: int) -> list[Row]:
     """A row for every question: a margin, a true loss, a share of flips, and n."""
     rows: list[Row] = []
-    told = statistics.items_to_tell(MARGIN, LOSS, FLIPS)
+    told = max(statistics.items_to_tell(MARGIN, loss, FLIPS) for loss in (0.0, LOSS))
     for margin, loss, flips, n in (
         (MARGIN, 0.0, 0.0, statistics.items_needed(MARGIN)),
         (MARGIN, 0.0, FLIPS, told),
