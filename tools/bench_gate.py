@@ -68,11 +68,14 @@ def process_spread(sessions: Sequence[Session]) -> tuple[float, list[float]]:
 
 
 def simulate_run(
-    sessions: Sequence[Session], slowdown: float, generator: np.random.Generator
+    sessions: Sequence[Session],
+    processes: tuple[float, Sequence[float]],
+    slowdown: float,
+    generator: np.random.Generator,
 ) -> tuple[statistics.Interval, int, float]:
     """(the ratio that one measurement of a side that is slower by `slowdown` gives, its launches,
-    its seconds)."""
-    spread, own = process_spread(sessions)
+    its seconds). `processes`: as `process_spread` gives it."""
+    spread, own = processes
     answers = min(session.shape[2] for session in sessions)
     below, above = np.empty((0, 2 * answers)), np.empty((0, 2 * answers))
     numbers: list[int] = []
@@ -105,13 +108,14 @@ def latency_rows(
     """A row for every sort of machine and slowdown."""
     rows: list[Row] = []
     for name, sessions in traces.items():
+        processes = process_spread(sessions)
         for slowdown in SLOWDOWNS:
             progress(f"{name}, × {slowdown:g}")
             generator = np.random.default_rng(0)
             verdicts: Counter[str] = Counter()
             halves, counts, times, missed = [], [], [], 0
             for _ in range(runs):
-                found, launches, seconds = simulate_run(sessions, slowdown, generator)
+                found, launches, seconds = simulate_run(sessions, processes, slowdown, generator)
                 verdicts[_decide(found, RATIO_LIMIT)] += 1
                 halves.append(math.log(found.high / found.low) / 2)
                 counts.append(launches)
