@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +145,7 @@ def items_needed(margin: float) -> int:
     return math.ceil(_Z**2 * (1 - margin) / margin) if margin > 0 else 0
 
 
+@cache
 def items_to_tell(margin: float, loss: float, flips: float, power: float = 0.9) -> int:
     """How many paired items it takes to judge a true loss of `loss` against `margin` rightly with
     probability `power`: to exclude a loss of the margin when the true one is smaller, to prove it
@@ -151,8 +153,8 @@ def items_to_tell(margin: float, loss: float, flips: float, power: float = 0.9) 
     shares in [0, 1]. Raises ValueError when loss and margin are equal, or the loss needs more
     flips than there are.
 
-    The normal approximation to the paired difference, whose variance is (flips − loss²)/n
-    (Connor 1987, Biometrics 43:207-211); never fewer than `items_needed` for the margin.
+    From the normal approximation (Connor 1987, Biometrics 43:207-211) upwards, in steps of 2 %,
+    until the score interval itself has the power: where few answers change it needs more.
     """
     if loss == margin or abs(loss) > flips:
         msg = f"a loss of {loss:g} with {flips:g} flips cannot be told from a margin of {margin:g}"
@@ -160,8 +162,36 @@ def items_to_tell(margin: float, loss: float, flips: float, power: float = 0.9) 
     # The normal quantile of the power, by bisection of its distribution function.
     z = _solve(lambda x: power - (1 + math.erf(x / math.sqrt(2))) / 2, 0.0, 10.0)
     null, true = flips - margin**2, flips - loss**2
-    n = ((_Z * math.sqrt(max(null, 0.0)) + z * math.sqrt(true)) / (margin - loss)) ** 2
-    return max(math.ceil(n), items_needed(margin) if loss < margin else 1)
+    items = ((_Z * math.sqrt(max(null, 0.0)) + z * math.sqrt(true)) / (margin - loss)) ** 2
+    n = max(math.ceil(items), items_needed(margin) if loss < margin else 1)
+    while _power(n, margin, loss, flips) < power:
+        n = math.ceil(1.02 * n)
+    return n
+
+
+def _power(n: int, margin: float, loss: float, flips: float) -> float:
+    """With which probability n items judge a true loss rightly, summed over how many answers change
+    (all that have a probability worth the name) and how many of them are gained."""
+    if flips == 0:
+        return float(_tango_score(0, 0, n, -margin) >= _Z)
+    spread = 6 * math.sqrt(n * flips) + 6
+    share, total = (flips - loss) / (2 * flips), 0.0
+    for changed in range(max(0, math.floor(n * flips - spread)), math.ceil(n * flips + spread)):
+        if changed > n:
+            break
+        some = _binomial(changed, n, flips)
+        for gained in range(changed + 1):
+            score = _tango_score(gained, changed - gained, n, -margin)
+            if score >= _Z if loss < margin else score < -_Z:
+                total += some * _binomial(gained, changed, share)
+    return total
+
+
+def _binomial(k: int, n: int, share: float) -> float:
+    if share in (0.0, 1.0):
+        return float(k == n * share)
+    choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(choose + k * math.log(share) + (n - k) * math.log1p(-share))
 
 
 def _tango_score(gained: int, lost: int, n: int, difference: float) -> float:

@@ -167,7 +167,8 @@ def test_items_to_tell_is_statsmodels_normal_power_at_equal_variances() -> None:
     expected = power.NormalIndPower().solve_power(
         effect_size=0.005 / math.sqrt(0.02), alpha=0.05, power=0.9, ratio=0, alternative="larger"
     )
-    assert statistics.items_to_tell(0.005, 0.0, 0.02) == pytest.approx(expected, rel=0.005)
+    found = statistics.items_to_tell(0.005, 0.0, 0.02)
+    assert expected * 0.995 <= found <= expected * 1.1
 
 
 @pytest.mark.parametrize(("margin", "loss", "flips"), [(0.01, 0.01, 0.1), (0.0, 0.1, 0.05)])

@@ -24,9 +24,9 @@ from edgetune.validate.energy import joules_since, read_energy
 from edgetune.validate.worker import Worker
 
 # Rounds of the first launch and of each further one.
-ROUNDS = 10
-LAUNCH_ROUNDS = 5
-MOST_LAUNCHES = 12
+ROUNDS = 8
+LAUNCH_ROUNDS = 4
+MOST_LAUNCHES = 15
 FEWEST_ROUNDS = paired_times.FEWEST_ROUNDS
 BLOCK_S = 0.15
 FEWEST_ANSWERS = 3
@@ -101,7 +101,7 @@ def seconds_per_answer(side: Side) -> float:
 def plan_rounds(seconds: Sequence[float]) -> tuple[int, list[int]]:
     """(rounds, answers a block for each side) from each side's seconds for one answer.
 
-    Ten rounds of blocks of 0.15 s and three answers, when 12 s allow it; else fewer answers a
+    Eight rounds of blocks of 0.15 s and three answers, when 12 s allow it; else fewer answers a
     block, down to one; else fewer rounds, down to three.
     """
     wanted = [max(FEWEST_ANSWERS, math.ceil(BLOCK_S / max(s, 1e-6))) for s in seconds]

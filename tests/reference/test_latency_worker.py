@@ -117,7 +117,7 @@ def test_the_protocol(merged: Path) -> None:
     assert ready["peak_rss_mb"] > 50
     assert (ready["prompt_tokens"], ready["new_tokens"]) == (248, 8)
     assert ready["note"].startswith("the model takes 256 tokens")
-    assert set(first) == {*TIMES, "peak_rss_mb"}
+    assert set(first) == {*TIMES, "token_ms", "cpu_s", "peak_rss_mb"}
     assert (len(first["ttft_ms"]), len(second["ttft_ms"])) == (2, 1)
 
 

@@ -9,7 +9,7 @@ from edgetune import paired_times
 from edgetune.statistics import Interval
 from tools import bench_gate
 
-RUNS = 12
+RUNS = 8
 
 
 def _sessions(noise: float) -> list[bench_gate.Session]:

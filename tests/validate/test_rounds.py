@@ -42,13 +42,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected", "repeats"),
     [
-        ([0.1, 0.02], 10, [3, 8]),
-        # Three answers of 0.3 s and of 0.2 s a block would take 32 s.
-        ([0.3, 0.2], 10, [1, 1]),
-        # Too slow for ten rounds.
+        ([0.1, 0.02], 8, [3, 8]),
+        # Three answers of 0.4 s and of 0.3 s a block would take 35 s.
+        ([0.4, 0.3], 8, [1, 1]),
+        # Too slow for eight rounds.
         ([1.0, 0.25], 4, [1, 1]),
         ([60.0, 60.0], 3, [1, 1]),
-        ([0.1], 10, [3]),
+        ([0.1], 8, [3]),
     ],
 )
 def test_rounds_fit_the_time_there_is(
