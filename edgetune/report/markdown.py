@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgetune.report.cost import cost_lines
+from edgetune.report.markup import MARKS as _MARKS
+from edgetune.report.markup import markdown_table as _table
+from edgetune.report.markup import one_line
+from edgetune.report.markup import plain_text as _text
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import Judgement, judge
@@ -18,10 +22,6 @@ from edgetune.report.words import (
     what_was_emulated,
     what_was_lost,
 )
-
-_MARKUP = "\\`*_{}[]|~"
-_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;", "#": "&#35;"}
-MARKS = {"pass": "✅ pass", "fail": "❌ **fail**", "inconclusive": "❔ inconclusive"}
 
 
 def to_markdown(
@@ -36,44 +36,30 @@ def to_markdown(
     """
     report = value if isinstance(value, Report) else parse_report(value)
     judgement = judgement or judge(report)
-    lines = [f"## {MARKS[judgement.verdict]}: `{_code(report.identifier)}`", ""]
-    lines += [f"{headline(judgement)} (variant `{_code(report.variant)}`).", ""]
+    lines = [f"## {_MARKS[judgement.verdict]}: `{one_line(report.identifier)}`", ""]
+    lines += [f"{headline(judgement)} (variant `{one_line(report.variant)}`).", ""]
     losses = list(what_was_lost(report, judgement))
     if losses:
-        lines += ["**What was lost**", "", *(f"- {plain_text(loss)}" for loss in losses), ""]
+        lines += ["**What was lost**", "", *(f"- {_text(loss)}" for loss in losses), ""]
     unclear = list(what_is_unclear(report, judgement))
     if unclear:
-        lines += ["**What could not be decided**", "", *(f"- {plain_text(u)}" for u in unclear), ""]
-    rows = [[*row[:-1], MARKS.get(row[-1], row[-1])] for row in table_rows(report)]
-    lines += markdown_table(COLUMNS, rows)
+        lines += ["**What could not be decided**", "", *(f"- {_text(u)}" for u in unclear), ""]
+    rows = [[*row[:-1], _MARKS.get(row[-1], row[-1])] for row in table_rows(report)]
+    lines += _table(COLUMNS, rows)
     lines += ["", *more]
     if text := flips_of(report):
         lines += [f"Flips: {text}.", ""]
     lines += [*_examples(report, bool(losses or unclear)), *_tokenizer(report)]
     missing = list(not_measured(judgement))
     if missing:
-        lines += ["**Not measured**", "", *(f"- {plain_text(text)}" for text in missing), ""]
-    lines += [
-        f"Measured: {plain_text(where_measured(report))}. Bounds are one-sided 95 % bounds.",
-        "",
-    ]
+        lines += ["**Not measured**", "", *(f"- {_text(text)}" for text in missing), ""]
+    lines += [f"Measured: {_text(where_measured(report))}. Bounds are one-sided 95 % bounds.", ""]
     if costs := list(cost_lines(report)):
-        lines += [f"Cost: {'. '.join(plain_text(text) for text in costs)}.", ""]
+        lines += [f"Cost: {'. '.join(_text(text) for text in costs)}.", ""]
     if emulated := what_was_emulated(report):
-        lines += [f"Emulated: {plain_text(emulated)}.", ""]
-    lines += [f"Package `{_code(report.package_digest[:16])}`, {_versions(report)}."]
+        lines += [f"Emulated: {_text(emulated)}.", ""]
+    lines += [f"Package `{one_line(report.package_digest[:16])}`, {_versions(report)}."]
     return "\n".join(lines) + "\n"
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, figures right-justified; cells are Markdown already."""
-    head = [column or "figure" for column in columns]
-    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
-    return lines + [_line(row) for row in rows]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _examples(report: Report, shown: bool) -> Iterator[str]:
@@ -89,7 +75,7 @@ def _examples(report: Report, shown: bool) -> Iterator[str]:
         [_cell(row, "id"), _cell(row, "expected"), _cell(row, "reference"), _cell(row, "package")]
         for row in report.examples[:5]
     ]
-    yield from markdown_table(("item", "expected", "reference", "package"), rows)
+    yield from _table(("item", "expected", "reference", "package"), rows)
     yield ""
     if not shown:
         yield from ("</details>", "")
@@ -102,7 +88,7 @@ def _tokenizer(report: Report) -> Iterator[str]:
     ]
     if rows:
         yield from ("**Where the tokenizer differs**", "")
-        yield from markdown_table(("kind", "given", "expected", "found"), rows)
+        yield from _table(("kind", "given", "expected", "found"), rows)
         yield ""
     if note := normalization_note(report):
         yield from (f"{note[0].upper()}{note[1:]}.", "")
@@ -111,21 +97,9 @@ def _tokenizer(report: Report) -> Iterator[str]:
 def _cell(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     text = "–" if value is None else str(value)
-    return plain_text(text if len(text) <= 160 else f"{text[:159]}…")
+    return _text(text if len(text) <= 160 else f"{text[:159]}…")
 
 
 def _versions(report: Report) -> str:
     known = report.environment.versions
     return ", ".join(f"{name} {version}" for name, version in known.items() if version)
-
-
-def _code(text: str) -> str:
-    """Foreign text between backquotes, on one line."""
-    return "".join(c if c.isprintable() and c != "`" else " " for c in text)
-
-
-def plain_text(text: str) -> str:
-    """Foreign text so that it means itself, in a table too: no markup, no HTML, no line breaks,
-    no control bytes, nobody mentioned."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return "".join(_ENTITIES.get(c, f"\\{c}" if c in _MARKUP else c) for c in clean)
