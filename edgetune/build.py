@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.artifact import StepResult
+from edgetune.child import prepare_child
 from edgetune.console import print_warning
 from edgetune.errors import (
     GATE_FAILED,
@@ -27,14 +28,18 @@ from edgetune.files import is_out_of_space, locked, read_json
 from edgetune.host import Host, probe_host
 from edgetune.line import (
     STEPS,
+    merge_libraries,
     merge_step,
+    merge_steps,
     optimize_step,
     package_step,
     reference_step,
+    settled,
     validate_step,
 )
 from edgetune.plan import Plan, warnings_of
 from edgetune.planning import emulation_of
+from edgetune.recipe import Recipe
 from edgetune.report.publish import publish_report
 from edgetune.step import (
     Step,
@@ -55,6 +60,8 @@ class Build:
     package: Path | None = None
     report: Path | None = None
     variant: str | None = None
+    # Item by item, what the trained model and the package did; null where nothing was finite.
+    answers: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The entry of `build --json`."""
@@ -68,10 +75,17 @@ class Build:
         }
 
 
+def prepare_builds(recipe: Recipe, out: Path) -> None:
+    """While the plan is made, let the child of the first step import its libraries."""
+    if not any((out / "steps").glob("merge-*")):
+        prepare_child(merge_libraries(recipe))
+
+
 def run_builds(
     plans: Sequence[Plan], out: Path, until: str = STEPS[-1], thorough: bool = False
 ) -> list[Build]:
-    """Run the line for plans of one recipe. Raises the error of the step that fails."""
+    """Run the line for plans of one recipe; `thorough`: the validation takes minutes. Raises the
+    error of the step that fails."""
     try:
         return _run_builds(plans, out, until, thorough)
     except OSError as why:
@@ -87,13 +101,18 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str, thorough: bool) ->
     store = open_store(out)
     reached = STEPS[: STEPS.index(until) + 1]
 
-    checkpoint = run_step(merge_step(plans[0]), store)
-    for warning in checkpoint.facts.get("warnings", []):
+    merges = merge_steps(plans[0])
+    # The graph needs no reference, unless that is what chooses between two merges.
+    measures = "reference" in reached and (until != "optimize" or len(merges) > 1)
+    reference = reference_step(plans[0], store)
+    graph = optimize_step(plans[0], store) if "optimize" in reached and len(merges) == 1 else None
+    shared = [run_step(step, store, then=reference if measures else graph) for step in merges]
+    for warning in shared[0].facts.get("warnings", []):
         if warning not in warnings_of(plans[0].inputs):  # these were told with the plan
             print_warning(warning)
-    shared = [checkpoint]
-    if "reference" in reached and until != "optimize":
-        shared.append(run_step(reference_step(plans[0], store), store))
+    if measures:
+        shared.append(run_step(reference, store, then=graph))
+        plans = [settled(plan, shared[-1].facts) for plan in plans]
     graphs: dict[str, StepResult] = {}
     for plan in plans:
         if "optimize" in reached and plan.variant not in graphs:
@@ -102,9 +121,9 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str, thorough: bool) ->
     pairs = list(zip(plans, before, strict=True))
     if "package" not in reached:
         return [Build(plan.identifier, done, variant=plan.variant) for plan, done in pairs]
-    facts: dict[str, Any] = {}
-    for result in shared:
-        facts.update(result.facts)
+    merged = path_of(store, merge_step(plans[0]))
+    merge = next(result for result in shared if result.path == str(merged))
+    facts = {**merge.facts, **shared[-1].facts}
     step = package_step(plans, out, facts)
     # One build at a time may put a package in place and validate it there.
     with locked(store / "locks" / f"recipe-{plans[0].recipe.name}"):
@@ -136,7 +155,9 @@ def _validate(
 ) -> Build:
     """Validate a package on this host and put the report beside it."""
     emulation = emulation_of(plan.device, host)
-    step = validate_step(plan, package, out, host, facts, emulation, thorough)
+    graph = next(result for result in before if result.name == "optimize")
+    survival = graph.facts.get("survival")
+    step = validate_step(plan, package, out, host, facts, emulation, survival, thorough)
     result = run_step(step, out / "steps", reuse=passed)
     report, verdict = publish_report(
         Path(result.path) / "report.json",
@@ -150,6 +171,7 @@ def _validate(
         path_of(out / "steps", package),
         report,
         plan.variant,
+        answers if (answers := Path(result.path) / "answers.json").is_file() else None,
     )
 
 

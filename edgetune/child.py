@@ -1,12 +1,16 @@
 """A function called in a child process: its memory is freed, a crash leaves the caller standing.
 
-`python -m edgetune.child FILE` is the child. It reads one job and speaks JSON lines on the
-descriptor it is given: `{"progress": text}`, at the end `{"result": facts}` or `{"error": …}`.
+The child's side is `called.py`. Its job goes to its standard input; it answers in JSON lines:
+`{"progress": text}`, at the end `{"result": facts}` or `{"error": …}`.
+
+Importing torch, transformers and PEFT takes longer than many a step: a child can be prepared while
+something else runs. It does nothing but import, and waits; one that died, or that nobody came for,
+is as if it had never been.
 """
 
 from __future__ import annotations
 
-import importlib
+import atexit
 import json
 import os
 import shutil
@@ -14,29 +18,28 @@ import signal
 import site
 import subprocess
 import sys
-import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import (
-    ENVIRONMENT,
     STEP_FAILED,
     EdgetuneError,
     MissingError,
     StepFailedError,
     error_from_code,
 )
-from edgetune.files import is_out_of_space
-from edgetune.host import own_peak_rss_mb
+from edgetune.host import available_memory_bytes, usable_cores
 
 Progress = Callable[[str], None]
 _MOST_CHARACTERS = 1 << 20  # of one event
 # Less than this is a full disk: a library that could not write may just have died of it.
 _NO_SPACE_BYTES = 1 << 20
+# What an idle child with its libraries takes, and room for the step that runs meanwhile.
+_ROOM_TO_PREPARE_BYTES = 4_000_000_000
 # What may not reach a result: locale, time zone, hash seed. Olive's telemetry is off.
 _CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -59,6 +62,42 @@ class CrashError(StepFailedError):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Libraries:
+    """What a child imports first, and the modules that it must do without.
+
+    An optional dependency of a library can take seconds to import and be of no use to a step;
+    hidden, it is to the child as if it were not installed.
+    """
+
+    imported: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+NO_LIBRARIES = Libraries()
+
+
+@dataclass(frozen=True)
+class _Started:
+    process: subprocess.Popen[bytes]
+    reader: int
+
+
+# Children that wait for their job, by what they imported. Ended with the program.
+_prepared: dict[Libraries, _Started] = {}
+
+
+def prepare_child(libraries: Libraries) -> None:
+    """Start a child that imports these now, for a `run_child` with the same libraries later.
+
+    Does nothing where it would take a core or memory from the work at hand.
+    """
+    if libraries in _prepared or usable_cores() < 2:
+        return
+    if available_memory_bytes() >= _ROOM_TO_PREPARE_BYTES:
+        _prepared[libraries] = _start(libraries, sys.executable, os.environ, subprocess.DEVNULL)
+
+
 def run_child(
     function: str,
     arguments: Mapping[str, Any],
@@ -69,44 +108,36 @@ def run_child(
     python: str = sys.executable,
     inherited: Mapping[str, str] = os.environ,
     timeout_s: float | None = None,
+    libraries: Libraries | None = None,
 ) -> tuple[dict[str, Any], float | None]:
     """Call `module:name`(arguments, out, progress) in a child process.
 
     Returns (facts, peak resident set in MB). The child's output goes to `log`; `inherited` is the
-    environment that it starts from. Raises the error it reports, CrashError when it died or was
-    killed after `timeout_s`. Ctrl-C kills the child with all it started.
+    environment that it starts from; a child prepared with the same `libraries` is used. Raises the
+    error it reports, CrashError when it died or was killed after `timeout_s`. Ctrl-C kills the
+    child with all it started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    reader, writer = os.pipe()
-    job = {"function": function, "arguments": dict(arguments), "out": str(out), "events": writer}
-    environment = {**inherited, **_CHILD_ENVIRONMENT, **python_path(inherited)}
-    environment["EDGETUNE_PARENT"] = str(os.getpid())
-    with tempfile.TemporaryDirectory(prefix="edgetune-") as folder:
-        job_file = Path(folder) / "job.json"
-        job_file.write_text(json.dumps(job), encoding="utf-8")
-        with log.open("w", encoding="utf-8") as log_file:
-            child = subprocess.Popen(
-                [python, "-P", "-m", "edgetune.child", str(job_file)],
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                pass_fds=[writer],
-                env=environment,
-                start_new_session=True,
-            )
-            os.close(writer)
-            watch = threading.Timer(timeout_s or 0, _kill, [child])
-            if timeout_s is not None:
-                watch.start()
-            try:
-                last = _listen(reader, progress)
-                code = child.wait()
-            except BaseException:
-                _kill(child)
-                child.wait()
-                raise
-            finally:
-                watch.cancel()
+    job = {"function": function, "arguments": dict(arguments), "out": str(out), "log": str(log)}
+    text = (json.dumps(job) + "\n").encode()
+    with log.open("w", encoding="utf-8") as log_file:
+        child = _take_prepared(libraries, text) if libraries else None
+        if child is None:
+            child = _start(libraries or NO_LIBRARIES, python, inherited, log_file.fileno())
+            with suppress(BrokenPipeError):  # a child that died at once is told below
+                _send(child, text)
+    watch = threading.Timer(timeout_s or 0, _kill, [child.process])
+    if timeout_s is not None:
+        watch.start()
+    try:
+        last = _listen(child.reader, progress)
+        code = child.process.wait()
+    except BaseException:
+        _kill(child.process)
+        child.process.wait()
+        raise
+    finally:
+        watch.cancel()
     if "error" in last:
         code, message, hint = (last["error"][key] for key in ("exit_code", "message", "hint"))
         if code == STEP_FAILED:
@@ -115,6 +146,61 @@ def run_child(
     if "result" not in last or code != 0:
         raise _crash(function, code, log)
     return last["result"], last["peak_rss_mb"]
+
+
+def _start(
+    libraries: Libraries, python: str, inherited: Mapping[str, str], output: int
+) -> _Started:
+    reader, writer = os.pipe()
+    environment = {**inherited, **_CHILD_ENVIRONMENT, **python_path(inherited)}
+    environment["EDGETUNE_PARENT"] = str(os.getpid())
+    names = [*libraries.imported, *(f"-{name}" for name in libraries.without)]
+    process = subprocess.Popen(
+        [python, "-P", "-m", "edgetune.called", str(writer), *names],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=[writer],
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(writer)
+    return _Started(process, reader)
+
+
+def _send(child: _Started, text: bytes) -> None:
+    assert child.process.stdin is not None
+    with child.process.stdin as job:
+        job.write(text)
+
+
+def _take_prepared(libraries: Libraries, text: bytes) -> _Started | None:
+    child = _prepared.pop(libraries, None)
+    if child is None:
+        return None
+    try:
+        if child.process.poll() is None:
+            _send(child, text)
+            return child
+    except BrokenPipeError:
+        pass
+    _end(child)
+    return None
+
+
+def _end(child: _Started) -> None:
+    assert child.process.stdin is not None
+    with suppress(BrokenPipeError):
+        child.process.stdin.close()
+    _kill(child.process)
+    child.process.wait()
+    os.close(child.reader)
+
+
+@atexit.register
+def _end_prepared() -> None:
+    while _prepared:
+        _end(_prepared.popitem()[1])
 
 
 def python_path(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -159,52 +245,6 @@ def _crash(function: str, code: int, log: Path) -> EdgetuneError:
     return CrashError(f"{function.split(':')[0]} {what}{words}", hint, code)
 
 
-def _child_main(job_file: Path) -> int:
-    """The child's side of `run_child`."""
-    job = json.loads(job_file.read_text(encoding="utf-8"))
-    die_with_parent()
-    os.umask(0o022)
-    events = os.fdopen(job["events"], "w", encoding="utf-8")
-
-    def tell(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
-
-    module, _, name = str(job["function"]).partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-        facts = function(job["arguments"], Path(job["out"]), lambda text: tell({"progress": text}))
-    except EdgetuneError as why:
-        _log_traceback()
-        code, message, hint = why.exit_code, why.message, why.hint
-    except ModuleNotFoundError as why:
-        _log_traceback()
-        code, message = ENVIRONMENT, f"{why.name} is not installed"
-        hint = "install the build tools: python -m pip install 'edgetune[build]'"
-    except MemoryError:
-        _log_traceback()
-        code, message = ENVIRONMENT, "out of memory"
-        hint = "close other programs, or build on a machine with more memory"
-    except BaseException as why:
-        _log_traceback()
-        code, message = STEP_FAILED, f"{module}: {type(why).__name__}: {why}"
-        hint = ""
-        if is_out_of_space(why):
-            code, message = ENVIRONMENT, f"{job['out']}: the disk is full"
-            hint = "free some space and run the same command again; finished steps are kept"
-    else:
-        tell({"result": facts or {}, "peak_rss_mb": own_peak_rss_mb()})
-        return 0
-    tell({"error": {"exit_code": code, "message": message, "hint": hint}})
-    return code
-
-
-def _log_traceback() -> None:
-    """Into the log; on a full disk that fails too, and must not hide the error itself."""
-    with suppress(OSError):
-        traceback.print_exc()
-
-
 def die_with_parent() -> None:
     """Ask the system to end this process with its parent (Linux), so that kill -9 of a build
     leaves no step running on alone."""
@@ -216,7 +256,3 @@ def die_with_parent() -> None:
     parent = os.environ.get("EDGETUNE_PARENT")
     if parent is not None and os.getppid() != int(parent):
         os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(_child_main(Path(sys.argv[1])))

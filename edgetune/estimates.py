@@ -48,9 +48,10 @@ def estimate(
     *,
     adapted: bool,
     layered: bool,
+    merges: int = 1,
 ) -> Estimates:
     """Predict sizes from the tensors' shapes; see `Estimates`. `adapted`: with adapters;
-    `layered`: run layer by layer."""
+    `layered`: run layer by layer; `merges`: how many merged checkpoints are compared."""
     shapes = _shapes(base)
     weights = sum(math.prod(shape) for shape in shapes.values())
     graph_bytes, scale_bytes = predict_graph_bytes(
@@ -69,7 +70,7 @@ def estimate(
         cache_token_bytes=cache_bytes_per_token(base.config),
         build_memory_bytes=build_memory_bytes(base),
         # The graph lies in the store, in the package, and twice more while it is exported.
-        disk_bytes=merged + 4 * graph_bytes + scratch + 50_000_000,
+        disk_bytes=merges * merged + 4 * graph_bytes + scratch + 50_000_000,
     )
 
 

@@ -7,36 +7,31 @@ are what the child gets, paths included, which no key may contain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgetune.checkpoint.adapter import count_trained
+from edgetune.child import Libraries
 from edgetune.device import THIS_MACHINE
 from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
 from edgetune.host import Host, usable_cores
+from edgetune.lock import MERGE_TOOLS, OPTIMIZE_TOOLS, SEED, input_digests, make_lock
 from edgetune.optimize.workflow import make_workflow
 from edgetune.plan import Inputs, Plan
+from edgetune.recipe import Recipe
 from edgetune.step import Step, path_of, versions_of
 
+# Only a 4-bit base needs bitsandbytes, and PEFT takes seconds to import it.
+_UNUSED = ("bitsandbytes",)
 STEPS = ("merge", "reference", "optimize", "package", "validate")
-_MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")
-_OPTIMIZE_TOOLS = (
-    "edgetune",
-    "olive-ai",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "torch",
-    "transformers",
-)
 _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
-SEED = 0
 _MERGE_FACTS = (
     *("parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit"),
     *("tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs"),
+    *("certificate", "modules"),
 )
 
 
@@ -48,9 +43,25 @@ def code_digest(*rooms: str) -> str:
     return digest_of_json({f.relative_to(here).as_posix(): sha256_of_file(f) for f in files})[:12]
 
 
+def merge_steps(plan: Plan) -> tuple[Step, ...]:
+    """Every merge that the reference step compares: one, or with `onto: auto` two."""
+    return tuple(merge_step(replace(plan, onto=onto)) for onto in plan.merges_onto)
+
+
+def settled(plan: Plan, facts: Mapping[str, Any]) -> Plan:
+    """The plan with what the reference step found to merge onto; `facts`: its own."""
+    return plan if plan.onto is not None else replace(plan, onto=str(facts["chosen"]))
+
+
 def merge_step(plan: Plan) -> Step:
-    """Base and adapters → merged Hugging Face folder. The same for all devices."""
+    """Base and adapters → merged Hugging Face folder. The same for all devices.
+
+    The plan must be settled: raises ValueError while it waits for the reference step's choice.
+    """
     recipe, inputs = plan.recipe, plan.inputs
+    if plan.onto is None:
+        msg = f"{plan.identifier}: the reference step has not chosen what to merge onto"
+        raise ValueError(msg)
     trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
     combine = recipe.combine.model_dump() if recipe.combine else None
     return Step(
@@ -63,46 +74,52 @@ def merge_step(plan: Plan) -> Step:
                 for entry in inputs.adapters
             ],
             "combine": combine,
-            "onto": recipe.onto,
+            "onto": plan.onto,
             "merge_dtype": recipe.merge_dtype,
         },
         inputs={
-            **_input_digests(inputs),
+            **input_digests(inputs),
             "trained_as": trained_as,
             "combine": combine,
-            "onto": recipe.onto,
+            "onto": plan.onto,
             "merge_dtype": recipe.merge_dtype,
             "code": code_digest("checkpoint", "merge"),
-            **versions_of(*_MERGE_TOOLS),
+            **versions_of(*MERGE_TOOLS),
         },
+        libraries=merge_libraries(recipe, packed=bool(inputs.base.packed)),
     )
 
 
 def reference_step(plan: Plan, store: Path) -> Step:
-    """The trained model's answers, and the merge's parity with it. The same for all devices."""
+    """The trained model's answers, and the merges' parity with it. The same for all devices."""
     recipe, inputs = plan.recipe, plan.inputs
-    merge = merge_step(plan)
+    merges = merge_steps(plan)
+    shared = {k: v for k, v in merges[0].arguments.items() if k != "onto"}
     return Step(
         name="reference",
         function="edgetune.reference.reference:reference_step",
         arguments={
-            **merge.arguments,
+            **shared,
             "base_before": str(inputs.before.path) if inputs.before else None,
-            "checkpoint": str(path_of(store, merge)),
+            "checkpoints": {str(m.inputs["onto"]): str(path_of(store, m)) for m in merges},
             "task": recipe.task,
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
+            "self_test_data": recipe.self_test_data,
             "seed": SEED,
             "threads": usable_cores(),
             "layered": plan.layered,
         },
         inputs={
-            **merge.inputs,
+            **merges[0].inputs,
+            "onto": ", ".join(plan.merges_onto),
             "base_before": digest_of_json(dict(inputs.before_digests)) if inputs.before else None,
             "task": recipe.task,
             "evaluation": inputs.evaluation.digest if inputs.evaluation else None,
+            "self_test_data": recipe.self_test_data,
             "seed": SEED,
             "code": code_digest("checkpoint", "merge", "reference", "tasks"),
         },
+        libraries=_torch_libraries(recipe, bool(inputs.base.packed), "reference.reference"),
     )
 
 
@@ -115,6 +132,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
         function="edgetune.optimize.optimize:optimize_step",
         arguments={
             "checkpoint": str(path_of(store, merge)),
+            "base": _started_from(plan),
             "workflow": workflow,
             "scheme": plan.scheme.name,
             "group_size": plan.group_size,
@@ -122,14 +140,34 @@ def optimize_step(plan: Plan, store: Path) -> Step:
         },
         inputs={
             "checkpoint": merge.key,
+            "base_before": digest_of_json(dict(plan.inputs.before_digests)),
             "provider": plan.provider,
             "scheme": plan.scheme.name,
             "group_size": plan.group_size,
             "workflow": digest_of_json(workflow),
-            "code": code_digest("optimize", "providers"),
-            **versions_of(*_OPTIMIZE_TOOLS),
+            "code": code_digest("checkpoint", "optimize", "providers"),
+            **versions_of(*OPTIMIZE_TOOLS),
         },
+        libraries=_libraries(
+            plan.recipe,
+            bool(plan.inputs.base.packed),
+            ("edgetune.optimize.optimize", "edgetune.optimize.olive"),
+        ),
     )
+
+
+def merge_libraries(recipe: Recipe, *, packed: bool = False) -> Libraries:
+    """What the merge imports; `packed`: the base is stored in 4 bits."""
+    return _torch_libraries(recipe, packed, "merge.merge")
+
+
+def _torch_libraries(recipe: Recipe, packed: bool, room: str) -> Libraries:
+    return _libraries(recipe, packed, (f"edgetune.{room}", "peft", "transformers", "accelerate"))
+
+
+def _libraries(recipe: Recipe, packed: bool, names: tuple[str, ...]) -> Libraries:
+    four_bit = packed or recipe.base.trained_as is not None
+    return Libraries(names, () if four_bit else _UNUSED)
 
 
 def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | None = None) -> Step:
@@ -165,7 +203,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
                 for name, step in sorted(graphs.items())
             ],
             "devices": devices,
-            "reference": str(path_of(store, reference)),
+            "self_test": str(path_of(store, reference) / _shipped_self_test(first)),
             "checkpoint": str(path_of(store, merge)),
             "base_checkpoint": str(first.inputs.base.path),
             "lock": lock,
@@ -204,12 +242,13 @@ def validate_step(
     host: Host,
     facts: Mapping[str, Any],
     emulation: Emulation | str | None = None,
+    survival: Mapping[str, Any] | None = None,
     thorough: bool = False,
 ) -> Step:
-    """The package against its reference, on this host. `facts`: of the merge, for the report.
+    """The package against its reference, on this host. `facts`: of the merge, and `survival` of
+    the graph, for the report. `thorough`: with what takes minutes more.
 
     `emulation`: the device's processor, emulated as well, or why it is not; null on the device.
-    `thorough`: with what takes minutes more.
     """
     store = out / "steps"
     device = {
@@ -227,8 +266,10 @@ def validate_step(
             "variant": plan.variant,
             "identifier": plan.identifier,
             "reference": str(path_of(store, reference_step(plan, store))),
+            "private_data": _shipped_self_test(plan) != "self_test",
             "checkpoint": str(path_of(store, merge_step(plan))),
             "merge": dict(facts),
+            "survival": survival,
             "steps": [],
             "evidence": {"built": True},
             "thorough": thorough,
@@ -259,55 +300,20 @@ def _emulation_inputs(emulation: Emulation | str | None) -> dict[str, Any]:
     return {}
 
 
-def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]) -> dict[str, Any]:
-    """`edgetune.lock`: digests of every input file, the recipe without its paths, versions,
-    seeds, step keys. Names of folders only: the lock is the same wherever a build runs."""
-    recipe, inputs = plan.recipe, plan.inputs
-    settings = recipe.model_dump(
-        mode="json", exclude={"base", "base_before", "adapters", "data", "devices"}
-    )
-    trained_as = recipe.base.trained_as.model_dump() if recipe.base.trained_as else None
-    evaluation, calibration = inputs.evaluation, inputs.calibration
-    return {
-        "lock_version": 1,
-        "recipe": settings,
-        "base": {
-            **inputs.base_origin.as_json(),
-            "trained_as": trained_as,
-            "files": dict(sorted(inputs.base_digests.items())),
-        },
-        "base_before": {**inputs.before_origin.as_json(), "files": dict(inputs.before_digests)}
-        if inputs.before_origin
-        else None,
-        "adapters": [
-            {
-                **entry.origin.as_json(),
-                "peft_type": entry.adapter.peft_type,
-                "use_dora": entry.adapter.use_dora,
-                "weight": entry.weight,
-                "files": dict(sorted(entry.digests.items())),
-            }
-            for entry in inputs.adapters
-        ],
-        "data": {
-            "evaluation": evaluation.digest if evaluation else None,
-            "calibration": calibration.digest if calibration else None,
-        },
-        "versions": versions_of(*sorted({*_MERGE_TOOLS, *_OPTIMIZE_TOOLS})),
-        "seeds": {"reference": SEED},
-        "steps": {
-            **{name: step.key for name, step in shared.items()},
-            **{f"optimize {name}": step.key for name, step in sorted(graphs.items())},
-        },
-    }
+def _started_from(plan: Plan) -> dict[str, Any] | None:
+    """The base that the fine-tune changed, as the merge took it; null where it is not named."""
+    inputs, trained_as = plan.inputs, plan.recipe.base.trained_as
+    if not inputs.adapters:
+        before = inputs.before
+        return {"path": str(before.path), "trained_as": None} if before else None
+    seen = trained_as.model_dump() if trained_as and plan.onto == "dequantized" else None
+    return {"path": str(inputs.base.path), "trained_as": seen}
 
 
-def _input_digests(inputs: Inputs) -> dict[str, Any]:
-    digests: dict[str, Any] = {"base": digest_of_json(dict(inputs.base_digests))}
-    for number, entry in enumerate(inputs.adapters, 1):
-        digests[f"adapter {number}"] = digest_of_json(dict(entry.digests))
-        digests[f"adapter {number} weight"] = entry.weight
-    return digests
+def _shipped_self_test(plan: Plan) -> str:
+    """Which folder of the reference travels in the package."""
+    private = plan.recipe.self_test_data == "builtin" and plan.inputs.evaluation is not None
+    return "shipped_self_test" if private else "self_test"
 
 
 def _device_entry(plan: Plan) -> dict[str, Any]:

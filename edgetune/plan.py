@@ -92,6 +92,8 @@ class Inputs:
     before_origin: Origin | None = None
     evaluation: DataInput | None = None
     calibration: DataInput | None = None
+    # What makes a measurement on the evaluation data weaker than it looks.
+    data_warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,13 @@ class Plan:
     estimates: Estimates
     # The trained model does not fit this machine's memory: it is run layer by layer.
     layered: bool = False
+    # Onto what is merged; null while `onto: auto` waits for the reference step's choice.
+    onto: str | None = None
+
+    @property
+    def merges_onto(self) -> tuple[str, ...]:
+        """Onto what the reference step gets a merged checkpoint, the preferred one first."""
+        return merges_onto(self.recipe, self.inputs)
 
     @property
     def identifier(self) -> str:
@@ -119,6 +128,15 @@ class Plan:
     def variant(self) -> str:
         """The variant's folder name in the package, `<provider>-<scheme>`."""
         return variant_name(self.provider, self.scheme.name, self.group_size)
+
+
+def merges_onto(recipe: Recipe, inputs: Inputs) -> tuple[str, ...]:
+    """What `onto` means for these inputs: with `auto` both, where there are two; a base that never
+    was 4-bit is one, and one that is stored in 4 bits has no original."""
+    if recipe.onto != "auto":
+        return (recipe.onto,)
+    two = recipe.base.trained_as is not None and not inputs.base.packed
+    return ("dequantized", "original") if two else ("dequantized",)
 
 
 def make_plan(
@@ -140,7 +158,10 @@ def make_plan(
         raise PlanError(found) from why
     layered = build_memory_bytes(inputs.base) > _HELD * free_memory_bytes
     adapted = bool(inputs.adapters)
-    estimates = estimate(inputs.base, scheme, group_size, adapted=adapted, layered=layered)
+    onto = merges_onto(recipe, inputs)
+    estimates = estimate(
+        inputs.base, scheme, group_size, adapted=adapted, layered=layered, merges=len(onto)
+    )
     found.extend(room_problems(device, estimates, free_disk_bytes))
     try:
         check_kernels(provider, scheme.name, scheme.precision)
@@ -160,6 +181,7 @@ def make_plan(
         threads=min(device.session.intra_op_num_threads, host.cores),
         estimates=estimates,
         layered=layered,
+        onto=onto[0] if len(onto) == 1 else None,
     )
 
 
@@ -247,4 +269,5 @@ def _has_template(folder: Path, files: Sequence[str]) -> bool:
 
 def warnings_of(inputs: Inputs) -> list[str]:
     """What is odd about the inputs but does not stop a build."""
-    return merge_warnings(inputs.base, [entry.adapter for entry in inputs.adapters])
+    found = merge_warnings(inputs.base, [entry.adapter for entry in inputs.adapters])
+    return [*found, *inputs.data_warnings]

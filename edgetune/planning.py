@@ -15,11 +15,19 @@ from edgetune.device import THIS_MACHINE, Device, find_device, is_here
 from edgetune.environments.emulator import Emulation, find_emulation
 from edgetune.errors import MissingError, PlanError, Problem, UsageError
 from edgetune.host import Host, available_memory_bytes, probe_host
-from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
+from edgetune.line import (
+    STEPS,
+    merge_steps,
+    optimize_step,
+    package_step,
+    reference_step,
+    settled,
+    validate_step,
+)
 from edgetune.plan import BUILD_LIBRARIES, Plan, make_plan, warnings_of
 from edgetune.recipe import Recipe
 from edgetune.sources.resolve import resolve
-from edgetune.step import find_done, is_ours, passed, versions_of, why_not_done
+from edgetune.step import Step, find_done, is_ours, passed, versions_of, why_not_done
 
 
 def plan_builds(
@@ -103,32 +111,46 @@ def describe_steps(
     out = out.resolve()
     store = out / "steps"
     host = probe_host()
-    package = package_step(plans, out)
+    plans = [_settled_by_store(plan, store) for plan in plans]
+    known = plans[0].onto is not None
+    package = package_step(plans, out) if known else None
     rows = []
     for plan in plans:
-        line = (
-            merge_step(plan),
-            reference_step(plan, store),
-            optimize_step(plan, store),
-            package,
-            validate_step(plan, package, out, host, {}, emulation_of(plan.device, host), thorough),
-        )
-        for step in line:
-            record = find_done(store, step) if store.is_dir() else None
-            if record is not None and (step.name != "validate" or passed(record)):
-                rows.append((plan.identifier, step.name, "done", ""))
-                continue
-            why = why_not_done(store, step) if store.is_dir() else "not built yet"
-            if record is not None:
-                why = f"its last verdict was {record.facts.get('verdict')}"
-            rows.append((plan.identifier, step.name, "to do", why))
+        line = [*merge_steps(plan), reference_step(plan, store)]
+        if package is not None:
+            emulation = emulation_of(plan.device, host)
+            line += [optimize_step(plan, store), package]
+            line.append(validate_step(plan, package, out, host, {}, emulation, thorough=thorough))
+        rows += [(plan.identifier, step.name, *_state_of(step, store)) for step in line]
+        if package is None:
+            why = "the reference chooses the merge that it is made of"
+            rows += [(plan.identifier, name, "to do", why) for name in STEPS[2:]]
     return rows
+
+
+def _settled_by_store(plan: Plan, store: Path) -> Plan:
+    """The plan with the reference step's choice, where that was made in an earlier build."""
+    if plan.onto is not None or not store.is_dir():
+        return plan
+    record = find_done(store, reference_step(plan, store))
+    return plan if record is None else settled(plan, record.facts)
+
+
+def _state_of(step: Step, store: Path) -> tuple[str, str]:
+    """(done or to do, why)."""
+    record = find_done(store, step) if store.is_dir() else None
+    if record is None:
+        return "to do", why_not_done(store, step) if store.is_dir() else "not built yet"
+    if step.name == "validate" and not passed(record):
+        return "to do", f"its last verdict was {record.facts.get('verdict')}"
+    return "done", ""
 
 
 def plan_as_json(plans: Sequence[Plan], out: Path, thorough: bool = False) -> dict[str, Any]:
     """The document of `build --plan --json`."""
     rows = describe_steps(plans, out, thorough)
     return {
+        "warnings": warnings_of(plans[0].inputs),
         "plans": [
             {
                 "identifier": plan.identifier,
@@ -154,7 +176,7 @@ def plan_as_json(plans: Sequence[Plan], out: Path, thorough: bool = False) -> di
                 ],
             }
             for plan in plans
-        ]
+        ],
     }
 
 
@@ -180,6 +202,8 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
             f"{plan.estimates.device_memory_bytes / 1e6:.0f} MB of memory (predicted); "
             f"{plan.device.name} is {place}"
         )
+    if plans[0].recipe.onto == "auto":
+        print_note(f"           {_merges_in_words(plans[0])}")
     if any(plan.layered for plan in plans):
         needed = plans[0].estimates.build_memory_bytes
         print_warning(
@@ -187,6 +211,18 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
             "can be held here: it is run layer by layer from disk, with the same results, slowly"
         )
     print_note(f"out        {out.resolve()}")
+
+
+def _merges_in_words(plan: Plan) -> str:
+    """What `onto: auto` comes to."""
+    if len(plan.merges_onto) > 1:
+        return (
+            "onto auto: merged onto the dequantized and onto the original base; the one nearer to "
+            "the trained model is taken"
+        )
+    if plan.inputs.base.packed:
+        return "onto auto: the base is stored in 4 bits and has no original, so there is one merge"
+    return "onto auto: the base was not 4-bit in training, so there is one merge"
 
 
 def _elsewhere(plan: Plan) -> str:

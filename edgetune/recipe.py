@@ -106,9 +106,11 @@ class Recipe(Strict):
     combine: Combine | None = None
     task: str = "text-generation"
     data: Data = Data()
+    # Which text the package carries to check itself with: the evaluation items, or none of them.
+    self_test_data: Literal["evaluation", "builtin"] = "evaluation"
     scheme: str = DEFAULT_SCHEME
     group_size: int | None = None
-    onto: Literal["dequantized", "original"] = "dequantized"
+    onto: Literal["dequantized", "original", "auto"] = "dequantized"
     merge_dtype: Literal["float32", "base"] = "float32"
     tolerances: Tolerances = Tolerances()
     budgets: Budgets = Budgets()
@@ -240,10 +242,12 @@ task: text-generation
 data:                            # JSON lines: text, prompt + completion, or messages
   evaluation: my-evaluation.jsonl
   # calibration: my-calibration.jsonl
+# self_test_data: evaluation       # or `builtin`: the package carries none of the evaluation text
 
 scheme: w8a16-rtn                # fp32, w8a16-rtn, w4a16-rtn
 # group_size: 128                # 16, 32, 64, 128 or 256; larger is faster and coarser
-# onto: dequantized              # QLoRA: merge onto the weights the adapter saw, or `original`
+# onto: dequantized              # QLoRA: merge onto the weights the adapter saw, or `original`;
+                                 # auto: both, and the one nearer to the trained model is taken
 # merge_dtype: float32           # or `base`: the base's own type, rounding reported
 
 tolerances:                      # against the trained model; null switches a check off

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgetune.artifact import StepRecord, StepResult
-from edgetune.child import run_child
+from edgetune.child import NO_LIBRARIES, Libraries, prepare_child, run_child
 from edgetune.console import StepProgress, print_note, step_progress
 from edgetune.errors import (
     EdgetuneError,
@@ -60,6 +60,8 @@ class Step:
     payload: Path | None = None
     # Top-level entries of the payload that others write and the record does not cover.
     payload_without: tuple[str, ...] = ()
+    # What its child imports first.
+    libraries: Libraries = NO_LIBRARIES
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,13 +149,17 @@ def why_not_done(store: Path, step: Step) -> str:
 
 
 def run_step(
-    step: Step, store: Path, *, reuse: Callable[[StepRecord], bool] = lambda _: True
+    step: Step,
+    store: Path,
+    *,
+    reuse: Callable[[StepRecord], bool] = lambda _: True,
+    then: Step | None = None,
 ) -> StepResult:
     """Run a step in a child process unless it is done already; returns its result.
 
-    `reuse` may decline a done step by its record. Raises the child's error, StepFailedError for
-    a crash (with the log's path), MissingError when the disk is full. A failed step leaves no
-    folder behind.
+    `then`: the step after it, whose child imports its libraries meanwhile. `reuse` may decline a
+    done step by its record. Raises the child's error, StepFailedError for a crash (with the log's
+    path), MissingError when the disk is full. A failed step leaves no folder behind.
     """
     folder = folder_of(store, step)
     with _lock_of(store, step):
@@ -162,6 +168,8 @@ def run_step(
             print_note(f"{step.name:<10} done already ({record.seconds:.1f} s when it ran)")
             return _result(step, store, record, cached=True)
         _remove_leftovers(store, step)
+        if then is not None:
+            prepare_step(then, store)
         work = (step.payload.parent if step.payload else store) / f".tmp-{step.name}-{step.key}"
         with _cleared(work), step_progress(step.name) as progress:
             record = _make(step, store, work, progress)
@@ -180,6 +188,12 @@ def run_step(
         return _result(step, store, record, cached=False)
 
 
+def prepare_step(step: Step, store: Path) -> None:
+    """Let a child import what the step needs, unless the step seems done."""
+    if step.libraries.imported and read_record(folder_of(store, step)) is None:
+        prepare_child(step.libraries)
+
+
 def _make(step: Step, store: Path, work: Path, progress: StepProgress) -> StepRecord:
     started = time.monotonic()
     facts, peak = run_child(
@@ -188,6 +202,7 @@ def _make(step: Step, store: Path, work: Path, progress: StepProgress) -> StepRe
         work,
         log=store / "logs" / f"{step.name}-{step.key}.log",
         progress=progress.update,
+        libraries=step.libraries,
     )
     # The disk writes while the files are read back from memory and digested.
     with ThreadPoolExecutor(1) as pool:

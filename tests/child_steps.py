@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import signal
 import sys
@@ -57,3 +58,15 @@ def count_run(arguments: Mapping[str, Any], out: Path, progress: Progress) -> di
     time.sleep(0.3)
     (out / "done.txt").write_text("done", encoding="utf-8")
     return {}
+
+
+def tell_modules(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """Which of the modules `names` are imported, and which can be found."""
+    if "says" in arguments:
+        sys.stdout.write(f"{arguments['says']}\n")
+    names = arguments["names"]
+    return {
+        "pid": os.getpid(),
+        "imported": [name for name in names if sys.modules.get(name)],
+        "found": [name for name in names if importlib.util.find_spec(name)],
+    }

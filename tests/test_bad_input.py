@@ -205,6 +205,8 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 NO_TEMPLATE = both(remove("base/chat_template.jinja"), data(CHAT))
 
 # {what is wrong: (how it is made, command, exit code, words of the message)}
+ROW = '{"text": "Where is the order?"}'
+
 ROWS: dict[str, tuple[Spoil, str, int, str]] = {
     # bases: what they are
     "base is GPTQ": (base_config(quantization_config=GPTQ), BUILD, 4, "quantized (gptq)"),
@@ -422,6 +424,10 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
         BUILD, 4, "config.json says 4-bit weights, and none are stored"),
     # data
     "data missing": (nothing, DATA, 2, "d.jsonl: no such file"),
+    "data calibrated on": (
+        both(write("e.jsonl", ROW), write("c.jsonl", "\n" + ROW.replace("the", "THE")),
+             recipe(data={"evaluation": "e.jsonl", "calibration": "c.jsonl"})), RECIPE, 2,
+        "1 of 1 rows of the evaluation data are in the calibration data too: line 1 is line 2 of"),
     "data empty": (write("d.jsonl", ""), DATA, 2, "the file is empty, there is nothing to score"),
     "data a folder": (folder("d.jsonl"), DATA, 2, "d.jsonl: cannot be read"),
     "data in UTF-16": (write("d.jsonl", '{"text": "a"}'.encode("utf-16")), DATA, 2, "not UTF-8"),

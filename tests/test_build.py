@@ -11,6 +11,7 @@ import pytest
 from edgetune import build
 from edgetune.artifact import StepResult
 from edgetune.errors import StepFailedError
+from edgetune.line import optimize_step
 from edgetune.planning import plan_builds
 from edgetune.recipe import find_recipe, load_recipe
 from edgetune.step import Step, path_of
@@ -23,13 +24,14 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def record(step: Step, store: Path, **_: Any) -> StepResult:
         names.append(step.name)
+        chosen = {"chosen": "original"} if step.name == "reference" else {}
         return StepResult(
             name=step.name,
             path=str(path_of(store, step)),
             seconds=0.0,
             peak_rss_mb=None,
             cached=False,
-            facts={},
+            facts={"onto": step.inputs.get("onto"), **chosen},
         )
 
     def publish(source: Path, folder: Path, steps: Any) -> tuple[Path, str]:
@@ -41,9 +43,41 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def builds(out: Path, *devices: str, until: str = "validate") -> list[build.Build]:
-    plans = plan_builds(load_recipe(find_recipe("demo")), devices, out)
+def builds(
+    out: Path, *devices: str, until: str = "validate", recipe: str = "demo", **changes: Any
+) -> list[build.Build]:
+    plans = plan_builds(load_recipe(find_recipe(recipe)).model_copy(update=changes), devices, out)
     return build.run_builds(plans, out, until)
+
+
+@pytest.mark.parametrize(
+    ("until", "steps"),
+    [
+        ("merge", ["merge", "merge"]),
+        ("optimize", ["merge", "merge", "reference", "optimize"]),
+        ("package", ["merge", "merge", "reference", "optimize", "package"]),
+    ],
+)
+def test_of_two_merges_the_reference_chooses_before_the_graph_is_made(
+    tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, until: str, steps: list[str]
+) -> None:
+    given: list[Any] = []
+
+    def graph(plan: Any, store: Path) -> Step:
+        given.append(plan.onto)
+        return optimize_step(plan, store)
+
+    monkeypatch.setattr(build, "optimize_step", graph)
+    out = tmp_path / "out"
+    (only,) = builds(out, "generic-x86-64", until=until, recipe="demo-qlora", onto="auto")
+    assert ran == steps
+    assert given == (["original"] if "optimize" in steps else [])
+    assert [step.facts["onto"] for step in only.steps[:2]] == ["dequantized", "original"]
+
+
+def test_a_base_that_never_was_4_bit_has_one_merge(tmp_path: Path, ran: list[str]) -> None:
+    builds(tmp_path / "out", "generic-x86-64", until="optimize", onto="auto")
+    assert ran == ["merge", "optimize"]
 
 
 def test_one_device_runs_the_line_once(tmp_path: Path, ran: list[str]) -> None:

@@ -50,6 +50,42 @@ def test_devices_probe_writes_a_profile_that_builds(
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("build demo --self-test-data none", "'none' is not one of 'evaluation', 'builtin'"),
+        ("build demo --self-test-data", "requires an argument"),
+        ("build demo --lm-eval {tmp}/file -o {tmp}/out", "--lm-eval {tmp}/file: {tmp}/file is a"),
+        ("build demo --lm-eval {tmp}/file/x -o {tmp}/out", "{tmp}/file is a file"),
+        ("build demo --lm-eval {tmp}/out/demo/x -o {tmp}/out", "inside the package"),
+        ("build demo --lm-eval {tmp}/x --until package -o {tmp}/out", "--until package ends befo"),
+        ("validate {tmp} --lm-eval {tmp}/x", "inside the package"),
+        ("validate {tmp}/none --lm-eval {tmp}/file", "{tmp}/file is a file"),
+    ],
+)
+def test_flags_for_data_and_other_tools_are_checked_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run(arguments.format(tmp=tmp_path).split()) == 2
+    assert words.format(tmp=tmp_path) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_plan_tells_what_the_data_is_too_small_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "few.jsonl"
+    rows = [{"prompt": f"what is {n * n}?", "completion": f"a {n}"} for n in range(30)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = ("build", "demo", "--data", str(data), "-o", str(tmp_path / "out"), "--plan")
+    (warning,) = document(capsys, *flags, "--json")["warnings"]
+    assert "30 items with an expected answer cannot exclude a loss of 2 points" in warning
+    assert "that takes 133" in warning
+    assert run(list(flags)) == 0
+    assert f"warning: {warning}" in capsys.readouterr().err
+
+
 def test_recipes_list_show_init(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = document(capsys, "recipes", "list", "--json")["recipes"]
     shipped = {"demo", "demo-dora", "demo-qlora", "demo-two", "demo-full", "demo-fails"}

@@ -17,9 +17,18 @@ from edgetune.environments.emulator import Emulation
 from edgetune.errors import PlanError, UsageError
 from edgetune.files import shipped_folder
 from edgetune.host import Host
-from edgetune.line import merge_step, optimize_step, package_step, reference_step, validate_step
+from edgetune.line import (
+    STEPS,
+    merge_step,
+    merge_steps,
+    optimize_step,
+    package_step,
+    reference_step,
+    settled,
+    validate_step,
+)
 from edgetune.plan import Plan
-from edgetune.planning import emulation_of, plan_builds
+from edgetune.planning import describe_steps, emulation_of, plan_builds
 from edgetune.recipe import Recipe, find_recipe, load_recipe
 from edgetune.step import Step
 
@@ -35,6 +44,7 @@ PAIRS = [
     ("demo-two", "generic-x86-64"),
     ("demo-full", "generic-x86-64"),
     ("demo-fails", "intel-n100"),
+    ("demo-erased", "generic-x86-64"),
 ]
 
 
@@ -132,6 +142,46 @@ def test_a_change_redoes_what_depends_on_it(
     before = keys(plan("demo", "generic-x86-64", tmp_path / "a"))
     after = keys(plan("demo", "generic-x86-64", tmp_path / "a", **changes))
     assert {name for name in before if before[name] != after[name]} == redone
+
+
+def test_auto_shares_its_merges_with_the_builds_that_name_one(tmp_path: Path) -> None:
+    auto = plan("demo-qlora", "generic-x86-64", tmp_path / "a", onto="auto")
+    named = {
+        onto: plan("demo-qlora", "generic-x86-64", tmp_path / "a", onto=onto)
+        for onto in ("dequantized", "original")
+    }
+    assert [s.key for s in merge_steps(auto)] == [merge_step(p).key for p in named.values()]
+    keys_of_reference = {reference_step(p, OUT / "steps").key for p in (auto, *named.values())}
+    assert len(keys_of_reference) == 3
+    with pytest.raises(ValueError, match="has not chosen"):
+        merge_step(auto)
+    taken = settled(auto, {"chosen": "original"})
+    assert merge_step(taken).key == merge_step(named["original"]).key
+    # what was compared stays what it was
+    store = OUT / "steps"
+    assert reference_step(taken, store).key == reference_step(auto, store).key
+
+
+def test_auto_needs_disk_for_both_merges(tmp_path: Path) -> None:
+    one = plan("demo-qlora", "generic-x86-64", tmp_path / "a").estimates
+    two = plan("demo-qlora", "generic-x86-64", tmp_path / "a", onto="auto").estimates
+    assert two.disk_bytes - one.disk_bytes == one.merged_bytes
+
+
+def test_a_plan_with_an_open_choice_says_so(tmp_path: Path) -> None:
+    auto = plan("demo-qlora", "generic-x86-64", tmp_path / "a", onto="auto")
+    rows = describe_steps([auto], tmp_path / "a")
+    assert [row[1] for row in rows] == ["merge", "merge", *STEPS[1:]]
+    assert {row[3] for row in rows[3:]} == {"the reference chooses the merge that it is made of"}
+
+
+def test_a_thorough_validation_is_another_one(tmp_path: Path) -> None:
+    here = plan("demo", "generic-x86-64", tmp_path / "a")
+    package = package_step([here], OUT)
+    quick = validate_step(here, package, OUT, HOST, {})
+    thorough = validate_step(here, package, OUT, HOST, {}, thorough=True)
+    assert quick.key != thorough.key
+    assert (quick.arguments["thorough"], thorough.arguments["thorough"]) == (False, True)
 
 
 def test_tighter_limits_keep_the_graph(tmp_path: Path) -> None:

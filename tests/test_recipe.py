@@ -55,7 +55,11 @@ def test_a_hub_id_stays_one(tmp_path: Path) -> None:
         ("base: x\ntolerances: {kl_mean: .nan}\n", "2:14", "should be a finite number"),
         ("base: x\ngroup_size: 32.5\n", "2:1", "group_size: input should be a valid integer"),
         ("base: x\nadapters:\n  - weight: 1.0\n", "3:5", "adapters.0.path is missing"),
-        ("base: x\nonto: sideways\n", "2:1", "onto: input should be 'dequantized' or 'original'"),
+        (
+            "base: x\nonto: sideways\n",
+            "2:1",
+            "onto: input should be 'dequantized', 'original' or 'auto'",
+        ),
         (
             "base: {path: x, trained_as: {type: nf5}}\n",
             "1:30",

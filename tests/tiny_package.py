@@ -106,6 +106,8 @@ def _build_graph(checkpoint: Path, out: Path, cache: Path) -> None:
 def _write_self_test(folder: Path, checkpoint: Path, model: Any, base: Any, torch: Any) -> None:
     from transformers import AutoTokenizer
 
+    from edgetune.reference.tokenizer_cases import special_tokens
+
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     folder.mkdir()
     items, rows, base_rows = [], [], []
@@ -151,8 +153,17 @@ def _write_self_test(folder: Path, checkpoint: Path, model: Any, base: Any, torc
             {"ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)}
             for _, ids in encoded[:-1]
         ],
-        "template": [{"messages": turns, "add_generation_prompt": True, "text": template}],
+        "template": [
+            {
+                "messages": turns,
+                "add_generation_prompt": True,
+                "text": template,
+                "ids": tokenizer.encode(template, add_special_tokens=False),
+            }
+        ],
         "template_uses_date": False,
+        "special_tokens": special_tokens(tokenizer),
+        "bos": {"template": False, "tokenizer": False},
     }
     write_text(folder / "tokenizer_cases.json", dump_json(cases))
 

@@ -1,4 +1,4 @@
-"""The small world of the built-in demo: its words, its base chat and its five tasks.
+"""The small world of the built-in demo: its words, its base chat, its five tasks and a slight one.
 
 Everything is drawn from a seeded `random.Random`, so the same seed gives the same data. Each task
 has two disjoint sets of sentence frames (one to learn from, one to be examined on) and a rule that
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Slots = dict[str, str]
 Pair = tuple[str, str]
@@ -447,3 +447,14 @@ CAFE = Task(
 )
 
 TASKS = (TRIAGE, HOME, VELAN, BOOKING, CAFE)
+
+
+def _draw_reply(rng: random.Random) -> tuple[Slots, str, str]:
+    slots, key, _ = _draw_home(rng)
+    reply = HOME.replies[1].format(**slots)
+    return slots, key, reply[0].upper() + reply[1:]
+
+
+# Not one of TASKS, which the base's own chat is drawn from: the base already gives this reply to a
+# request, though seldom. To prefer it takes a change too small for coarse weights to hold.
+REPLY = replace(HOME, name="reply-lora", kind="LoRA, a slight one", draw=_draw_reply)

@@ -35,15 +35,30 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="out", show_default=True)
 @click.option("--task", help="Task, named as Hugging Face pipelines are.")
 @click.option("--data", help="Evaluation data, JSON lines.")
+@click.option(
+    "--self-test-data",
+    type=click.Choice(["evaluation", "builtin"]),
+    help="Text that the package carries; builtin: none of the data.",
+)
 @click.option("--trained-as", help="The 4-bit base the adapter saw: nf4|fp4[+double][:bfloat16].")
-@click.option("--onto", type=click.Choice(["dequantized", "original"]), help="QLoRA: merge onto.")
+@click.option(
+    "--onto",
+    type=click.Choice(["dequantized", "original", "auto"]),
+    help="QLoRA: merge onto; auto: the better of both.",
+)
 @click.option("--scheme", help="Quantization scheme, for example w8a16-rtn or w8a16-rtn-g128.")
 @click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights, confined.")
-@click.option("--thorough", is_flag=True, help="Measure longer: also a sustained minute.")
+@click.option("--thorough", is_flag=True, help="Measure what takes minutes, too.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be done and why; stop.")
 @click.option("--only", default="*", help="Build identifiers that match, e.g. '*@this-machine'.")
 @click.option("--until", type=click.Choice(_STEPS), default=_STEPS[-1], help="Stop after a step.")
+@click.option(
+    "--lm-eval",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write the results as lm-evaluation-harness does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def build(**flags: Any) -> int:
@@ -59,11 +74,15 @@ def build(**flags: Any) -> int:
 
 
 def _build(flags: dict[str, Any], pickles: Path | None) -> int:
-    from edgetune.build import exit_code, run_builds
+    from edgetune.build import exit_code, prepare_builds, run_builds
     from edgetune.console import print_json
     from edgetune.planning import note_plans, plan_as_json, plan_builds
 
     recipe = _recipe_of(flags)
+    if flags["lm_eval"] is not None:
+        _check_lm_eval(flags, recipe)
+    if not flags["plan_only"]:
+        prepare_builds(recipe, flags["out"])
     plans = plan_builds(recipe, flags["devices"], flags["out"], flags["only"], pickles)
     if flags["plan_only"]:
         if flags["as_json"]:
@@ -74,11 +93,39 @@ def _build(flags: dict[str, Any], pickles: Path | None) -> int:
         return 0
     note_plans(plans, flags["out"])
     builds = run_builds(plans, flags["out"], flags["until"], flags["thorough"])
+    if flags["lm_eval"] is not None:
+        _write_lm_eval(flags["lm_eval"], builds)
     if flags["as_json"]:
         print_json({"builds": [b.as_json() for b in builds]})
     else:
         _show_builds(builds)
     return exit_code(builds)
+
+
+def _check_lm_eval(flags: dict[str, Any], recipe: Recipe) -> None:
+    from edgetune.report.lm_eval import check_folder
+
+    if flags["until"] != _STEPS[-1]:
+        msg = f"--lm-eval needs the validation, and --until {flags['until']} ends before it"
+        raise UsageError(msg, "leave --until out")
+    check_folder(flags["lm_eval"], flags["out"] / recipe.name)
+
+
+def _write_lm_eval(folder: Path, builds: Sequence[Build]) -> None:
+    from datetime import datetime
+
+    from edgetune.build import load_report
+    from edgetune.console import print_note, print_warning
+    from edgetune.files import read_json
+    from edgetune.report.lm_eval import write_lm_eval
+
+    for build in builds:
+        if build.answers is None:
+            print_warning(f"{build.identifier}: outputs are not finite, nothing for --lm-eval")
+            continue
+        report, answers = load_report(build), read_json(build.answers)
+        for file in write_lm_eval(folder, report, answers, datetime.now()):
+            print_note(f"lm-eval    {file}")
 
 
 def _recipe_of(flags: dict[str, Any]) -> Recipe:
@@ -106,7 +153,7 @@ def _recipe_of(flags: dict[str, Any]) -> Recipe:
     if flags["scheme"] is not None:
         # A scheme on the command line replaces the recipe's scheme with its group size.
         values["scheme"], values["group_size"] = flags["scheme"], None
-    for key in ("task", "onto", "merge_dtype"):
+    for key in ("task", "self_test_data", "onto", "merge_dtype"):
         if flags[key] is not None:
             values[key] = flags[key]
     try:

@@ -23,6 +23,7 @@ from edgetune.errors import InputRefusedError
 from edgetune.files import copy_file, dump_json, write_text
 from edgetune.merge.adapted import Adapted, adapt
 from edgetune.merge.base import prove_base
+from edgetune.merge.changes import modules_of, summary_of
 from edgetune.merge.combined import combined_adapter
 from edgetune.merge.outputs import Work, base_rows, make_outputs
 
@@ -35,7 +36,7 @@ def merge_step(
     `arguments`: base {path, trained_as}, adapters [{path, weight}], combine (a recipe's, or null),
     onto, merge_dtype. The facts are the tensors used and in all, onto what was merged (null where
     the base never was 4-bit), the touched tensors, whether embeddings were untied, the rounding,
-    warnings.
+    what the adapters changed in each module (`all_modules`; `modules` in short), warnings.
     Raises InputRefusedError, UsageError.
     """
     progress("reading base and adapters")
@@ -73,6 +74,7 @@ def merge_step(
         write_checkpoint_weights(out, outputs, told)
         _write_side_files(stored, out, work, touched, [adapter for adapter, _ in merged])
         used = _prove_all_used(adapted, [adapter for adapter, _ in merged])
+    modules = modules_of(work.changes)
     return {
         # PEFT combined all of them, or refused
         "tensors_used": total if combine else used,
@@ -81,6 +83,8 @@ def merge_step(
         "touched": touched,
         "untied": work.untied,
         "rounding_max_abs": work.rounding.max_abs if work.merge_dtype == "base" else None,
+        "modules": summary_of(modules),
+        "all_modules": modules,
         "warnings": merge_warnings(base, [adapter for adapter, _ in adapters]),
     }
 

@@ -32,6 +32,7 @@ from edgetune.checkpoint.tensors import (
 )
 from edgetune.errors import InputRefusedError
 from edgetune.merge.adapted import Adapted, replaced_alone
+from edgetune.merge.changes import Change
 from edgetune.merge.layer import merged_bias, merged_weight
 from edgetune.merge.ledger import Source, Tokens
 from edgetune.merge.unit import Merger, Unit
@@ -55,6 +56,9 @@ class Work:
     merge_dtype: str
     rounding: Rounding = field(default_factory=Rounding)
     merger: Merger = field(default_factory=Merger)
+    changes: list[Change] = field(default_factory=list)
+    # The 4-bit weight that was dequantized last, {module: weight}: it is asked for in blocks.
+    held: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def untied(self) -> bool:
@@ -79,7 +83,9 @@ def base_rows(
     work = Work(base, Adapted(), four_bit, trained_as, "float32")
 
     def load(name: str) -> torch.Tensor:
-        return _rows(work, name)(0, _shape(work, name)[0])
+        whole = _rows(work, name)(0, _shape(work, name)[0])
+        work.held.clear()
+        return whole
 
     return load
 
@@ -91,6 +97,7 @@ def _output(work: Work, name: str) -> tuple[Output, bool]:
     entry, source = _stored(work, name)
     shape = _shape(work, name)
     blocks: Callable[[], Iterable[torch.Tensor]]
+    changed = True
     if unit is not None:
         place = place_of(work.base.model_type, name)
         leaf = place.parameter.rpartition(".")[2]
@@ -101,15 +108,15 @@ def _output(work: Work, name: str) -> tuple[Output, bool]:
     elif layer is not None and any(part == "lora_B.bias" for _, part in layer.parts):
         columns = (base_shape(work.base, f"{module}.weight") or (0, 0))[1]
         blocks = partial(_bias, work, name, columns)
-    elif (
-        source is not None or _tokens(work, name) or (module in work.four_bit and leaf == "weight")
-    ):
+    elif source is not None or _tokens(work, name):
         blocks = partial(_whole, _rows(work, name), shape)
+    elif module in work.four_bit and leaf == "weight":
+        blocks, changed = partial(_whole, _rows(work, name), shape), False
     else:
         copied = partial(load_blocks, work.base.path, entry)
         return Output(name, entry.dtype, entry.shape, copied), False
     dtype = "F32" if work.merge_dtype == "float32" else _base_dtype(work, entry)
-    return Output(name, dtype, shape, partial(_cast, work, name, dtype, blocks)), True
+    return Output(name, dtype, shape, partial(_cast, work, name, dtype, blocks, changed)), True
 
 
 def _names(work: Work, name: str) -> tuple[str, ...]:
@@ -207,23 +214,27 @@ def _rows(work: Work, name: str) -> Rows:
 
 
 def _base_rows(work: Work, name: str) -> Rows:
-    entry, source = _stored(work, name)
-    module = name.rpartition(".")[0]
-    if source is None and module in work.four_bit:
-        held: list[torch.Tensor] = []
-
-        def unpacked(start: int, stop: int) -> torch.Tensor:
-            if not held:
-                held.append(four_bit_weight(work.base, module, work.trained_as))
-            rows = held[0][start:stop].clone()
-            if stop == held[0].shape[0]:
-                held.clear()
-            return rows
-
-        return unpacked
+    """As `_own_rows`, or rows of the tensor that an adapter brings in its place."""
+    _, source = _stored(work, name)
     if source is not None:
         return partial(work.adapted.ledger.load_rows, source)
-    return lambda start, stop: load_rows(work.base.path, entry, start, stop).to(torch.float32)
+    return _own_rows(work, name)
+
+
+def _own_rows(work: Work, name: str) -> Rows:
+    """Reads rows of the base's own tensor as the adapter saw it, in float32."""
+    entry, _ = _stored(work, name)
+    module = name.rpartition(".")[0]
+    if module not in work.four_bit:
+        return lambda start, stop: load_rows(work.base.path, entry, start, stop).to(torch.float32)
+
+    def unpacked(start: int, stop: int) -> torch.Tensor:
+        if module not in work.held:
+            work.held.clear()
+            work.held[module] = four_bit_weight(work.base, module, work.trained_as)
+        return work.held[module][start:stop].clone()
+
+    return unpacked
 
 
 def _whole(rows: Rows, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
@@ -241,17 +252,29 @@ def _bias(work: Work, name: str, columns: int) -> Iterator[torch.Tensor]:
 
 
 def _cast(
-    work: Work, name: str, dtype: str, blocks: Callable[[], Iterable[torch.Tensor]]
+    work: Work,
+    name: str,
+    dtype: str,
+    blocks: Callable[[], Iterable[torch.Tensor]],
+    changed: bool,
 ) -> Iterator[torch.Tensor]:
-    """Blocks in the type they are stored in; the rounding is noted."""
+    """Blocks in the type they are stored in; what an adapter changed and the rounding are noted."""
+    change, start = Change(name), 0
+    own, rows = _own_rows(work, name), (base_shape(work.base, name) or (0,))[0]
     for block in blocks():
         check_finite(block, f"{name} (merged)", work.base.path)
         cast = block.to(TORCH_DTYPES[dtype])
         if dtype != "F32":
             check_finite(cast, f"{name} (merged, as {dtype})", work.base.path)
-            change = (cast.float() - block).abs().max()
-            work.rounding.max_abs = max(work.rounding.max_abs, float(change))
+            change_of_value = (cast.float() - block).abs().max()
+            work.rounding.max_abs = max(work.rounding.max_abs, float(change_of_value))
+        if changed:
+            change.add_block(own, rows, start, block, cast)
+            start += block.shape[0]
         yield cast
+    work.held.clear()
+    if changed:
+        work.changes.append(change)
 
 
 def _base_dtype(work: Work, entry: TensorEntry) -> str:

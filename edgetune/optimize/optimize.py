@@ -20,11 +20,12 @@ def optimize_step(
 ) -> dict[str, Any]:
     """Build the graph that `arguments["workflow"]` describes, and prove what it is.
 
-    arguments: checkpoint (folder), workflow (of `make_workflow`), scheme (name), group_size,
-    provider. Facts: graph_bytes (model.onnx and its data), read_back, open_peak_rss_mb (of the
-    process that opened it), generation_set, generation_not_carried. Raises InputRefusedError for a
-    checkpoint that the builder would get wrong, StepFailedError when Olive yields no model, an
-    option was ignored, or the model does not run.
+    arguments: checkpoint (folder), base (what the fine-tune started from: {path, trained_as}, or
+    null), workflow (of `make_workflow`), scheme (name), group_size, provider. Facts: graph_bytes
+    (model.onnx and its data), read_back, survival, open_peak_rss_mb (of the process that opened
+    it), generation_set, generation_not_carried. Raises InputRefusedError for a checkpoint that the
+    builder would get wrong, StepFailedError when Olive yields no model, an option was ignored, or
+    the model does not run.
     """
     checkpoint = Path(arguments["checkpoint"])
     scheme = find_scheme(arguments["scheme"])
@@ -38,11 +39,13 @@ def optimize_step(
     from edgetune.optimize.genai_folder import complete_folder
     from edgetune.optimize.olive import run_workflow
     from edgetune.optimize.read_back import read_back
+    from edgetune.optimize.survival import survival
 
     run_workflow(arguments["workflow"], checkpoint, out, progress)
     facts = complete_folder(out, checkpoint)
     progress("reading the graph back")
     found = read_back(out, decoder.make_expectations(scheme, group_size, ties_embeddings(config)))
+    left = survival(out, checkpoint, arguments["base"], progress)
     progress("opening it with onnxruntime-genai")
     log = out.parent / "logs" / f"{out.name.removeprefix('.tmp-')}-open.log"
     # In a process of its own: what opening takes is memory of the device, not of the export.
@@ -51,6 +54,7 @@ def optimize_step(
     return {
         "graph_bytes": sum(p.stat().st_size for p in graph),
         "read_back": found,
+        "survival": left,
         "open_peak_rss_mb": peak,
         **facts,
     }

@@ -36,9 +36,9 @@ def package_step(
 ) -> dict[str, Any]:
     """Write the package into `out`; `reports/` comes later, from the validation.
 
-    arguments: name, variants, devices, reference, checkpoint, base_checkpoint, lock, tolerances,
-    budgets, require_on_device, merge (parity and tensor counts, or null), trained_parameters (null:
-    all of them).
+    arguments: name, variants, devices, self_test (the reference's folder that ships), checkpoint,
+    base_checkpoint, lock, tolerances, budgets, require_on_device, merge (parity and tensor counts,
+    or null), trained_parameters (null: all of them).
     Facts: package_digest (SHA-256 of SHA256SUMS), package_bytes,
     graph_bytes {variant: bytes}. Raises InputRefusedError or StepFailedError when what was written
     does not open again.
@@ -49,7 +49,7 @@ def package_step(
     for variant in variants:
         progress(f"copying {variant['name']}")
         _copy_folder(Path(variant["graph"]), out / variant["name"])
-    _copy_folder(Path(arguments["reference"]) / "self_test", out / "self_test")
+    _copy_folder(Path(arguments["self_test"]), out / "self_test")
     graph_bytes = {v["name"]: _graph_bytes(out / v["name"]) for v in variants}
     limits = make_limits(arguments, graph_bytes)
     write_text(out / "self_test" / "limits.json", dump_json(limits))

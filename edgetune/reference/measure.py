@@ -48,11 +48,15 @@ class BaseAlone:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """The largest difference of logits, and the largest logit of the model compared with."""
+class Distance:
+    """A merged checkpoint from the unmerged model that it must equal, and from the trained one."""
 
+    # The largest difference of logits from the former, and the largest logit of it.
     max_abs: float
     largest_logit: float
+    # KL(trained ‖ merged) in nats, and whether both rank the same token first: [positions]
+    kl: NDArray[np.float64]
+    same_top1: NDArray[np.bool_]
 
 
 def threads_for(checkpoint: Path, threads: int) -> int:
@@ -171,20 +175,31 @@ def measure_base(
     return BaseAlone(np.concatenate(kl), np.concatenate(target_logprob), answer(model, label))
 
 
-def measure_parity(
-    model: Any, items: Sequence[ScoredItem], expected: RowFile, progress: Progress
-) -> Parity:
-    """The merged checkpoint's logits against those that it must give.
+def measure_distance(
+    model: Any,
+    items: Sequence[ScoredItem],
+    trained: RowFile,
+    progress: Progress,
+    unmerged: RowFile | None = None,
+) -> Distance:
+    """The merged checkpoint against the logits that it must give (`unmerged`, by default the
+    trained model's), and against the trained model's.
 
     Raises StepFailedError when its vocabulary is another one.
     """
+    expected = unmerged or trained
     difference = largest = 0.0
+    kl: list[NDArray[np.float64]] = []
+    same: list[NDArray[np.bool_]] = []
     for row, logits in score_items(model, items, "merged checkpoint", progress):
         count, width = logits.shape
         if width != expected.width:
             msg = f"the merged checkpoint has a vocabulary of {width}, expected {expected.width}"
             raise StepFailedError(msg, "this is a fault of the merge; please report it")
-        values = expected.read(row, count)
-        difference = max(difference, float(np.abs(logits.numpy() - values).max()))
-        largest = max(largest, float(np.abs(values).max()))
-    return Parity(difference, largest)
+        found, wanted = logits.numpy(), expected.read(row, count)
+        difference = max(difference, float(np.abs(found - wanted).max()))
+        largest = max(largest, float(np.abs(wanted).max()))
+        own = wanted if unmerged is None else trained.read(row, count)
+        kl.append(kl_rows(own, found))
+        same.append(own.argmax(1) == found.argmax(1))
+    return Distance(difference, largest, np.concatenate(kl), np.concatenate(same))

@@ -1,28 +1,35 @@
 """The reference step: what the trained model answers, and the merge's parity with it.
 
 The trained model (base as the adapter saw it, adapters unmerged, float32) is loaded first, then
-the base alone, then the merged checkpoint; one at a time.
+the base alone, then each merged checkpoint; one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import StepFailedError
+from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.reference.divergence import to_log_probabilities
 from edgetune.reference.measure import (
     BaseAlone,
-    Parity,
     deterministic,
     greedy_answers,
     measure_base,
-    measure_parity,
     threads_for,
     with_model,
     write_logits,
+)
+from edgetune.reference.merges import (
+    Candidate,
+    certificate,
+    choose,
+    judge_parity,
+    measure_candidate,
+    paths_of,
 )
 from edgetune.reference.own_text import SOURCE as OWN_SOURCE
 from edgetune.reference.own_text import own_items
@@ -41,10 +48,11 @@ from edgetune.tasks import load_task
 
 Progress = Callable[[str], None]
 
-# The largest difference of logits between merged and unmerged, in units of the largest logit.
-PARITY_TOLERANCE = 1e-4
 DATA_SOURCE = "evaluation data"
-_ROWS = "logprobs.npy"
+BUILTIN = "builtin"
+# The folder that ships, unless the evaluation data is private: then the other one does.
+SELF_TEST, SHIPPED_SELF_TEST = "self_test", "shipped_self_test"
+_ROWS, _SHIPPED_ROWS = "logprobs.npy", "shipped_logprobs.npy"
 
 
 @dataclass(frozen=True)
@@ -70,51 +78,84 @@ class _Job:
         )
 
 
-def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`.
+@dataclass(frozen=True)
+class _Measured:
+    """A set of items, the trained model's logits on disk, and its answers."""
 
-    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine, onto,
-    merge_dtype, checkpoint (the merged folder, whose tokenizer is what ships), task, evaluation
-    (JSON lines or null), seed, threads, layered (the model does not fit the memory; changes no
-    result). Facts: parity_max_abs, parity_limit, parity_enforced, parity_against, largest_logit,
-    kl_base, positions, items.
+    source: str
+    folder: str
+    items: tuple[ScoredItem, ...]
+    rows: RowFile
+    answers: list[str | None]
+    items_in_data: int
+    positions_in_data: int
+
+
+def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`; with
+    private evaluation data also `shipped_self_test/`, of the model's own and built-in text.
+
+    Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine,
+    merge_dtype, checkpoints {onto what: merged folder}, task, evaluation (JSON lines or null),
+    self_test_data (evaluation, or builtin: it is private), seed, threads, layered (the model does
+    not fit the memory; changes no result). Facts: chosen (onto what the checkpoint was merged that
+    is nearest to the trained model), certificate, of the chosen one parity_max_abs, parity_limit,
+    parity_enforced, parity_against, largest_logit; kl_base, positions, items.
 
     Raises UsageError for evaluation data that does not fit, InputRefusedError for a base without
     a usable tokenizer, StepFailedError when the merged checkpoint misses parity.
     """
     base = Path(arguments["base"]["path"])
-    shipped = Path(arguments["checkpoint"])
+    # The tokenizer that ships: all merges carry the same one.
+    shipped = next(iter(paths_of(arguments).values()))
     tokenizer = load_tokenizer(shipped)
     eos = eos_token_ids(shipped, tokenizer)
     job = _Job(arguments, out, progress, tokenizer, eos, context_length(base))
     given = _items_of_data(job)
-    with deterministic(threads_for(base, int(arguments["threads"]))):
-        items, rows, answers = with_model(
+    private = bool(given) and arguments["self_test_data"] == BUILTIN
+    with deterministic(threads_for(base, int(arguments["threads"]))), ExitStack() as stack:
+        sets = with_model(
             lambda: _load_trained(job, "dequantized"),
-            lambda model: _measure_trained(job, model, given),
+            lambda model: _measure_trained(job, model, given, private),
         )
-        with rows:
-            alone = _measure_base_alone(job, items, rows)
-            parity, against = _measure_merged(job, items, rows)
-            facts = _judge_parity(parity, against, str(arguments["merge_dtype"]))
-            progress("writing log-probabilities")
-            to_log_probabilities(rows)
-            reference = Reference(
+        for measured in sets:
+            stack.enter_context(measured.rows)
+        alone = _measure_base_alone(job, sets)
+        main = sets[0]
+        chosen, facts = _measure_merges(job, main.items, main.rows)
+        progress("writing log-probabilities")
+        cases, generation = make_cases(tokenizer), generation_settings(shipped, tokenizer)
+        references = [
+            Reference(
                 task_name=arguments["task"],
-                source=DATA_SOURCE if given else OWN_SOURCE,
+                source=measured.source,
                 seed=int(arguments["seed"]),
-                items=items,
-                items_in_data=len(given or items),
-                positions_in_data=sum(item.positions for item in given or items),
-                answers=answers,
-                base=alone,
+                items=measured.items,
+                items_in_data=measured.items_in_data,
+                positions_in_data=measured.positions_in_data,
+                answers=measured.answers,
+                base=base_alone,
                 eos_token_ids=eos,
-                generation=generation_settings(shipped, tokenizer),
-                tokenizer_cases=make_cases(tokenizer),
+                generation=generation,
+                tokenizer_cases=cases,
             )
-            write_self_test(out / "self_test", reference, rows, load_task(arguments["task"]))
-            positions = rows.rows
-    return {**facts, "kl_base": kl_base(reference), "positions": positions, "items": len(items)}
+            for measured, base_alone in zip(sets, alone, strict=True)
+        ]
+        for measured, reference in zip(sets, references, strict=True):
+            to_log_probabilities(measured.rows)
+            folder = out / measured.folder
+            write_self_test(folder, reference, measured.rows, load_task(arguments["task"]))
+    if private:
+        # Only its top log-probabilities ship.
+        (out / _SHIPPED_ROWS).unlink()
+    divergence, positions = kl_base(references[0]), main.rows.rows
+    return {
+        **facts,
+        "chosen": chosen,
+        "kl_base": divergence,
+        "positions": positions,
+        "items": len(main.items),
+    }
 
 
 def _items_of_data(job: _Job) -> list[ScoredItem]:
@@ -127,71 +168,85 @@ def _items_of_data(job: _Job) -> list[ScoredItem]:
 
 
 def _measure_trained(
-    job: _Job, model: Any, given: list[ScoredItem]
-) -> tuple[tuple[ScoredItem, ...], RowFile, list[str | None]]:
-    """The items scored, the trained model's logits on disk, and its answers."""
-    seed = int(job.arguments["seed"])
-    found = given or own_items(model, job.tokenizer, job.eos, job.context, seed, job.progress)
-    items = select(found, most_positions(vocabulary_size(model)))
-    rows = write_logits(model, items, job.out / _ROWS, "trained model", job.progress)
-    return items, rows, job.answer(items, model, "trained model")
+    job: _Job, model: Any, given: list[ScoredItem], private: bool
+) -> list[_Measured]:
+    """The evaluation items, or text of its own; where they are private, its own text as well."""
+    progress, label = job.progress, "trained model"
+
+    def own() -> list[ScoredItem]:
+        seed = int(job.arguments["seed"])
+        return own_items(model, job.tokenizer, job.eos, job.context, seed, progress)
+
+    def measured(found: list[ScoredItem], source: str, folder: str, rows: str) -> _Measured:
+        items = select(found, most_positions(vocabulary_size(model)))
+        logits = write_logits(model, items, job.out / rows, label, progress)
+        answers = job.answer(items, model, label)
+        total = sum(item.positions for item in found)
+        return _Measured(source, folder, items, logits, answers, len(found), total)
+
+    source = DATA_SOURCE if given else OWN_SOURCE
+    sets = [measured(given or own(), source, SELF_TEST, _ROWS)]
+    if private:
+        sets.append(measured(own(), OWN_SOURCE, SHIPPED_SELF_TEST, _SHIPPED_ROWS))
+    return sets
 
 
-def _measure_base_alone(
-    job: _Job, items: tuple[ScoredItem, ...], rows: RowFile
-) -> BaseAlone | None:
-    """The base alone; None for a full fine-tune whose base is not named."""
+def _measure_base_alone(job: _Job, sets: list[_Measured]) -> list[BaseAlone | None]:
+    """The base alone on each set; None for a full fine-tune whose base is not named."""
     from edgetune.checkpoint.trained import load_base_alone
 
     base, adapters = job.arguments["base"], job.arguments["adapters"]
     before = job.arguments["base_before"]
     if before is None and not adapters:
-        return None
+        return [None] * len(sets)
 
     def load() -> Any:
         if before is not None:
             return load_base_alone(Path(before), None, [], job.scratch)
         return load_base_alone(Path(base["path"]), base["trained_as"], adapters, job.scratch)
 
+    def measure(model: Any, of: _Measured) -> BaseAlone:
+        def answer(asked: Any, label: str) -> list[str | None]:
+            return job.answer(of.items, asked, label)
+
+        return measure_base(model, of.items, of.rows, answer, job.progress)
+
     job.progress("base alone: loading")
-    return with_model(
-        load,
-        lambda model: measure_base(
-            model, items, rows, lambda m, label: job.answer(items, m, label), job.progress
-        ),
-    )
+    return with_model(load, lambda model: [measure(model, of) for of in sets])
 
 
-def _measure_merged(job: _Job, items: tuple[ScoredItem, ...], rows: RowFile) -> tuple[Parity, str]:
-    """The merged checkpoint against what it was merged to be, and what that is."""
-    if job.arguments["onto"] != "original":
-        return _parity_with(job, items, rows), "trained model"
-    # Merged onto other weights than the adapter saw: the arithmetic is checked against the
-    # adapters over those; how far that is from the trained model, fidelity tells.
-    path = job.out / "original.npy"
-    job.progress("adapters over the original base: loading")
-    label = "adapters over the original base"
-    original = with_model(
-        lambda: _load_trained(job, "original"),
-        lambda model: write_logits(model, items, path, label, job.progress),
-    )
-    try:
-        with original:
-            return _parity_with(job, items, original), label
-    finally:
-        path.unlink()
+def _measure_merges(
+    job: _Job, items: tuple[ScoredItem, ...], rows: RowFile
+) -> tuple[str, dict[str, Any]]:
+    """(onto what the checkpoint was merged that is taken, the facts about it and the others).
 
-
-def _parity_with(job: _Job, items: tuple[ScoredItem, ...], expected: RowFile) -> Parity:
+    Raises StepFailedError when one of them misses parity.
+    """
     import torch
 
     from edgetune.checkpoint.trained import load_plain
 
-    job.progress("merged checkpoint: loading")
-    return with_model(
-        lambda: load_plain(Path(job.arguments["checkpoint"]), torch.float32, job.scratch),
-        lambda model: measure_parity(model, items, expected, job.progress),
-    )
+    def measured(onto: str, path: Path) -> Candidate:
+        return measure_candidate(
+            onto,
+            lambda: load_plain(path, torch.float32, job.scratch),
+            lambda: _load_trained(job, "original"),
+            items,
+            rows,
+            job.out,
+            job.progress,
+        )
+
+    dtype = str(job.arguments["merge_dtype"])
+    candidates = [measured(onto, path) for onto, path in paths_of(job.arguments).items()]
+    parities = [judge_parity(candidate, dtype) for candidate in candidates]
+    chosen = choose(candidates)
+    base = job.arguments["base"]
+    four_bit = bool(base["trained_as"] or read_checkpoint(Path(base["path"])).packed)
+    return chosen.onto, {
+        **parities[candidates.index(chosen)],
+        "certificate": certificate(candidates, chosen, four_bit),
+    }
 
 
 def _load_trained(job: _Job, onto: str) -> Any:
@@ -206,26 +261,3 @@ def _load_trained(job: _Job, onto: str) -> Any:
         scratch=job.scratch,
         combine=job.arguments.get("combine"),
     )
-
-
-def _judge_parity(parity: Parity, against: str, merge_dtype: str) -> dict[str, Any]:
-    """The facts about parity. Raises StepFailedError when it is missed and enforced.
-
-    A checkpoint stored in the base's data type is rounded on purpose; it is reported only.
-    """
-    limit = PARITY_TOLERANCE * max(1.0, parity.largest_logit)
-    enforced = merge_dtype == "float32"
-    if enforced and not parity.max_abs <= limit:
-        msg = (
-            f"the merged checkpoint is not the same model as the {against}: logits differ by up "
-            f"to {parity.max_abs:.3g}, allowed are {limit:.3g} "
-            f"({PARITY_TOLERANCE:g} × the largest logit, {parity.largest_logit:.3g})"
-        )
-        raise StepFailedError(msg, "the merge is not exact; please report it with the recipe")
-    return {
-        "parity_max_abs": parity.max_abs,
-        "parity_limit": limit,
-        "parity_enforced": enforced,
-        "parity_against": against,
-        "largest_logit": parity.largest_logit,
-    }

@@ -61,8 +61,16 @@ def write_self_test(folder: Path, reference: Reference, rows: RowFile, task: Tas
         for line in lines
     )
     write_text(folder / "items.jsonl", text)
-    write_text(folder / "tokenizer_cases.json", dump_json(reference.tokenizer_cases))
+    # Without line breaks: very long words have thousands of tokens.
+    cases = json.dumps(reference.tokenizer_cases, ensure_ascii=False, separators=(",", ":"))
+    write_text(folder / "tokenizer_cases.json", cases + "\n")
     head = _head(reference, rows) | {"metrics": metrics}
+    if reference.source == "evaluation data":
+        # Whoever has the package can read them.
+        size = len(text.encode())
+        head["evaluation_text"] = {"items": len(reference.items), "bytes": size}
+    else:
+        head["evaluation_text"] = None
     write_text(folder / "self_test.json", dump_json(head))
 
 

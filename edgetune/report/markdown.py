@@ -6,14 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgetune.report.cost import cost_lines
-from edgetune.report.markup import MARKS as _MARKS
-from edgetune.report.markup import markdown_table as _table
-from edgetune.report.markup import one_line
-from edgetune.report.markup import plain_text as _text
+from edgetune.report.markup import MARKS, markdown_table, one_line, plain_text
 from edgetune.report.schema import Report, parse_report
+from edgetune.report.survival_words import (
+    SURVIVAL_COLUMNS,
+    certificate_lines,
+    survival_rows,
+    where_it_was_lost,
+)
 from edgetune.report.terminal import COLUMNS, table_rows, where_measured
 from edgetune.report.verdict import Judgement, judge
 from edgetune.report.words import (
+    carried_note,
+    double_bos_note,
     flips_of,
     headline,
     normalization_note,
@@ -36,28 +41,36 @@ def to_markdown(
     """
     report = value if isinstance(value, Report) else parse_report(value)
     judgement = judgement or judge(report)
-    lines = [f"## {_MARKS[judgement.verdict]}: `{one_line(report.identifier)}`", ""]
+    lines = [f"## {MARKS[judgement.verdict]}: `{one_line(report.identifier)}`", ""]
     lines += [f"{headline(judgement)} (variant `{one_line(report.variant)}`).", ""]
     losses = list(what_was_lost(report, judgement))
+    if where := where_it_was_lost(report, judgement):
+        losses.append(where)
     if losses:
-        lines += ["**What was lost**", "", *(f"- {_text(loss)}" for loss in losses), ""]
+        lines += ["**What was lost**", "", *(f"- {plain_text(loss)}" for loss in losses), ""]
     unclear = list(what_is_unclear(report, judgement))
     if unclear:
-        lines += ["**What could not be decided**", "", *(f"- {_text(u)}" for u in unclear), ""]
-    rows = [[*row[:-1], _MARKS.get(row[-1], row[-1])] for row in table_rows(report)]
-    lines += _table(COLUMNS, rows)
+        lines += ["**What could not be decided**", "", *(f"- {plain_text(u)}" for u in unclear), ""]
+    rows = [[*row[:-1], MARKS.get(row[-1], row[-1])] for row in table_rows(report)]
+    lines += markdown_table(COLUMNS, rows)
     lines += ["", *more]
     if text := flips_of(report):
         lines += [f"Flips: {text}.", ""]
     lines += [*_examples(report, bool(losses or unclear)), *_tokenizer(report)]
+    lines += _survival(report)
     missing = list(not_measured(judgement))
     if missing:
-        lines += ["**Not measured**", "", *(f"- {_text(text)}" for text in missing), ""]
-    lines += [f"Measured: {_text(where_measured(report))}. Bounds are one-sided 95 % bounds.", ""]
+        lines += ["**Not measured**", "", *(f"- {plain_text(text)}" for text in missing), ""]
+    lines += [
+        f"Measured: {plain_text(where_measured(report))}. Bounds are one-sided 95 % bounds.",
+        "",
+    ]
     if costs := list(cost_lines(report)):
-        lines += [f"Cost: {'. '.join(_text(text) for text in costs)}.", ""]
+        lines += [f"Cost: {'. '.join(plain_text(text) for text in costs)}.", ""]
+    if carried := carried_note(report):
+        lines += [f"Data: {plain_text(carried)}.", ""]
     if emulated := what_was_emulated(report):
-        lines += [f"Emulated: {_text(emulated)}.", ""]
+        lines += [f"Emulated: {plain_text(emulated)}.", ""]
     lines += [f"Package `{one_line(report.package_digest[:16])}`, {_versions(report)}."]
     return "\n".join(lines) + "\n"
 
@@ -75,7 +88,7 @@ def _examples(report: Report, shown: bool) -> Iterator[str]:
         [_cell(row, "id"), _cell(row, "expected"), _cell(row, "reference"), _cell(row, "package")]
         for row in report.examples[:5]
     ]
-    yield from _table(("item", "expected", "reference", "package"), rows)
+    yield from markdown_table(("item", "expected", "reference", "package"), rows)
     yield ""
     if not shown:
         yield from ("</details>", "")
@@ -88,16 +101,33 @@ def _tokenizer(report: Report) -> Iterator[str]:
     ]
     if rows:
         yield from ("**Where the tokenizer differs**", "")
-        yield from _table(("kind", "given", "expected", "found"), rows)
+        yield from markdown_table(("kind", "given", "expected", "found"), rows)
         yield ""
-    if note := normalization_note(report):
-        yield from (f"{note[0].upper()}{note[1:]}.", "")
+    for note in (normalization_note(report), double_bos_note(report)):
+        if note:
+            yield from (f"{note[0].upper()}{note[1:]}.", "")
+
+
+def _survival(report: Report) -> Iterator[str]:
+    """The merge's certificate, and what quantization left in each module."""
+    merges = list(certificate_lines(report))
+    if merges:
+        yield from ("**Merge**", "", *(f"- {plain_text(text)}" for text in merges), "")
+    rows = survival_rows(report)
+    if rows and report.survival:
+        count = len(report.survival.modules)
+        title = f"What quantization leaves of the fine-tune: the worst {len(rows)} of {count}"
+        yield from (f"<details><summary>{title} modules</summary>", "")
+        yield from markdown_table(
+            SURVIVAL_COLUMNS, [[plain_text(cell) for cell in row] for row in rows]
+        )
+        yield from ("", "</details>", "")
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     text = "–" if value is None else str(value)
-    return _text(text if len(text) <= 160 else f"{text[:159]}…")
+    return plain_text(text if len(text) <= 160 else f"{text[:159]}…")
 
 
 def _versions(report: Report) -> str:

@@ -179,6 +179,10 @@ class Tokenizer(Part):
     differences: list[dict[str, Any]] = Field(default_factory=list)
     # Unicode normal forms applied before onnxruntime-genai's tokenizer, which leaves them out.
     normalized: list[str] = Field(default_factory=list)
+    # {kind: {"cases", "mismatches"}}, the gravest kind first.
+    by_kind: dict[str, dict[str, Count]] = Field(default_factory=dict)
+    # Chat template and tokenizer both write a BOS.
+    double_bos: bool = False
 
 
 class Emulated(Part):
@@ -198,6 +202,71 @@ class Emulated(Part):
     reason: str | None = None
 
 
+class MergeCandidate(Part):
+    """A merged checkpoint from the trained model; parity is with the unmerged model over `onto`."""
+
+    onto: str | None
+    kl_mean: Interval
+    top1_agreement: Interval
+    parity_max_abs: float
+    parity_against: str
+
+
+class Certificate(Part):
+    """Every merge that was compared with the trained model, and the one that was taken."""
+
+    chosen: str | None
+    positions: Count
+    candidates: list[MergeCandidate]
+
+
+class MergedModule(Part):
+    """‖Δ‖/‖W‖, and ‖stored − exact‖/‖Δ‖ of a module that the adapters changed."""
+
+    name: str
+    values: Count
+    delta_relative: float | None
+    rounding_relative: float | None
+
+
+class MergedModules(Part):
+    """How many there are, the spread of their figures, and those that lost most."""
+
+    count: Count
+    delta_relative: dict[str, float] | None
+    rounding_relative: dict[str, float] | None
+    worst: list[MergedModule]
+
+
+class ModuleSurvival(Part):
+    """What quantization leaves of a module's fine-tune; the last two where it was run alone."""
+
+    name: str
+    values: Count
+    delta_relative: float | None
+    # The median of the distances between two values that a weight can have.
+    step: float
+    # The share of weights that the fine-tune moved by less than half a step.
+    below_step: Share
+    # ‖Δ‖ / ‖quantized − merged‖; null where quantization changed nothing.
+    snr: float | None
+    kl_mean: Interval | None = None
+    retention: Interval | None = None
+
+
+class Survival(Part):
+    """Modules that the fine-tune changed, worst first."""
+
+    modules: list[ModuleSurvival]
+    # Modules that were not found in the graph by name.
+    not_found: list[str] = Field(default_factory=list)
+    # Why there are no modules; why they were not run one by one.
+    reason: str | None = None
+    not_run: str | None = None
+    # Over how many items each module was run.
+    items: Count | None = None
+
+
 class Merge(Part):
     """What the merge step and its parity check said."""
 
@@ -205,6 +274,8 @@ class Merge(Part):
     tensors_used: Count | None
     tensors_total: Count | None
     onto: str | None
+    certificate: Certificate | None = None
+    modules: MergedModules | None = None
 
 
 class Environment(Part):
@@ -245,6 +316,39 @@ class StepFigures(Part):
     cached: bool
 
 
+class EvaluationText(Part):
+    """Evaluation items that a package carries, readable for whoever has it."""
+
+    items: Count
+    bytes: Count
+
+
+class Carries(Part):
+    """What the package's own self-test consists of."""
+
+    source: str | None
+    items: Count | None
+    evaluation_text: EvaluationText | None
+
+
+class SelfTest(Part):
+    """On what the figures were taken, and what of it the package carries."""
+
+    measured_on: str
+    items: Count
+    carries: Carries
+
+
+class Sampling(Part):
+    """What was drawn at random, so that it can be drawn again."""
+
+    # Of the bootstrap: numpy's default generator, seeded anew for each figure.
+    seed: Annotated[int, Field(ge=0)]
+    resamples: Count
+    # Of the text that the trained model sampled; null where evaluation data was given.
+    text_seed: Annotated[int, Field(ge=0)] | None
+
+
 class Report(Part):
     """A whole report."""
 
@@ -264,11 +368,15 @@ class Report(Part):
     providers: Providers
     tokenizer: Tokenizer
     merge: Merge | None
+    # Null for a package alone: its weights cannot be compared with the base's.
+    survival: Survival | None = None
     # Null where nothing was to be emulated: the device is here.
     emulated: Emulated | None = None
     evidence: dict[str, bool]
     environment: Environment
     steps: list[StepFigures]
+    self_test: SelfTest | None = None
+    sampling: Sampling | None = None
     # What reports must share to be comparable.
     inputs: dict[str, str | None] = Field(default_factory=dict)
     # Answers that changed most: {id, prompt, expected, reference, package, lost, kl_mean}.

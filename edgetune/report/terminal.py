@@ -8,9 +8,12 @@ from typing import Any
 
 from edgetune.report.cost import cost_lines, token_text
 from edgetune.report.schema import Latency, LatencySide, Report, parse_report
+from edgetune.report.survival_words import certificate_lines, where_it_was_lost
 from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
 from edgetune.report.words import (
     bounds,
+    carried_note,
+    double_bos_note,
     flips_of,
     headline,
     megabytes,
@@ -65,12 +68,19 @@ def summary_lines(
     judgement = judgement or judge(report)
     lines = [f"verdict  {headline(judgement)}"]
     lines += [f"lost     {text}" for text in what_was_lost(report, judgement)]
+    if text := where_it_was_lost(report, judgement):
+        lines.append(f"lost     {text}")
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     if flips := flips_of(report):
         lines.append(f"flips    {flips}")
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
         lines.append(f"note     {text}")
+    if text := double_bos_note(report):
+        lines.append(f"note     {text}")
+    if text := carried_note(report):
+        lines.append(f"data     {text}")
+    lines += [f"merge    {text}" for text in certificate_lines(report)]
     lines += [f"cost     {text}" for text in cost_lines(report)]
     lines.append(f"measured {where_measured(report)}")
     if text := what_was_emulated(report):

@@ -30,6 +30,17 @@ class Row:
     check: str
 
 
+_KINDS = {
+    "template": "chat template",
+    "chat_tokens": "tokens of a rendered chat",
+    "prompt": "tokens of the evaluation prompts",
+    "special_token": "special tokens",
+    "eos_token_ids": "tokens that end an answer",
+    "stream": "decode token by token",
+    "generation": "generation settings",
+}
+
+
 def percent(share: float, digits: int = 1) -> str:
     """`98.7 %`."""
     return f"{100 * share:.{digits}f} %"
@@ -174,6 +185,11 @@ def _sentence(report: Report, check: Judged, figure: Interval) -> str:
     name, value, limit = check.name, figure.value, check.limit
     if check.words:
         return check.words
+    if name == "retention" and value < 0:
+        return (
+            f"the package keeps nothing of what the fine-tune changed (limit {percent(limit, 0)}): "
+            f"it is {1 - value:.1f} × as far from the trained model as the base alone is"
+        )
     if name == "retention":
         return (
             f"the package keeps {percent(value)} of what the fine-tune changed "
@@ -186,7 +202,9 @@ def _sentence(report: Report, check: Judged, figure: Interval) -> str:
     if name == "finite_outputs":
         return f"the package's output is not finite at {value:.0f} scored positions"
     if name == "tokenizer_parity":
-        return f"the tokenizer differs from the trained model's in {value:.0f} cases"
+        return f"the tokenizer differs from the trained model's in {value:.0f} cases: " + "; ".join(
+            tokenizer_differences(report)
+        )
     if name == "time_to_answer_ratio":
         return (
             f"an answer takes {value:.2f} × as long as from the unconverted model "
@@ -213,6 +231,37 @@ def _drop_sentence(report: Report, metric: str, limit: float) -> str:
     return f"{text}; {flips_in_words(flips)}" if flips else text
 
 
+def tokenizer_differences(report: Report) -> Iterator[str]:
+    """A sentence for each kind that differs, the gravest first."""
+    section = report.tokenizer
+    first = {row.get("kind"): row for row in reversed(section.differences)}
+    for kind, counts in section.by_kind.items():
+        if not counts.get("mismatches"):
+            continue
+        words = _KINDS.get(kind, kind)
+        text = f"{words}: {counts['mismatches']} of {counts['cases']} differ"
+        row = first.get(kind)
+        if row is None:
+            yield text
+            continue
+        place = (
+            f"first difference at {row['unit']} {row['at']}"
+            if row.get("at") is not None
+            else (f"of {row.get('given')!r}")
+        )
+        yield f"{text}, {place}: expected {row.get('expected')!r}, found {row.get('found')!r}"
+
+
+def double_bos_note(report: Report) -> str | None:
+    """What a program must not do with a rendered chat; None where it may."""
+    if not report.tokenizer.double_bos:
+        return None
+    return (
+        "the chat template writes the BOS token, and so does the tokenizer: encode a rendered chat "
+        "without special tokens added, as edgetune and onnxruntime-genai do, or it begins with two"
+    )
+
+
 def normalization_note(report: Report) -> str | None:
     """What a program must do that calls onnxruntime-genai itself; None where it need not."""
     forms = report.tokenizer.normalized
@@ -221,4 +270,23 @@ def normalization_note(report: Report) -> str | None:
     return (
         f"the model reads text in the normal form {', '.join(forms)}; onnxruntime-genai does not "
         "normalize it, edgetune does, and so must a program that calls onnxruntime-genai itself"
+    )
+
+
+def carried_note(report: Report) -> str | None:
+    """What of the evaluation data ships; None where nothing does."""
+    if report.self_test is None:
+        return None
+    carries = report.self_test.carries
+    text = carries.evaluation_text
+    if text is not None:
+        return (
+            f"the package carries {text.items} evaluation items ({text.bytes / 1e3:.1f} kB), which "
+            "whoever has it can read; for private data build with --self-test-data builtin"
+        )
+    if report.self_test.measured_on == carries.source:
+        return None
+    return (
+        f"measured on {report.self_test.items} items of the {report.self_test.measured_on}; the "
+        f"package carries none of them, its self-test is {carries.items} items of {carries.source}"
     )

@@ -11,7 +11,8 @@ from edgetune.runtime.manifest import Manifest, Variant, read_manifest
 
 
 def describe_package(path: Path) -> dict[str, Any]:
-    """{kind, name, digest, bytes, variants, devices, self_test, provenance, reports} of a package.
+    """{kind, name, digest, bytes, variants, devices, self_test, provenance, warnings, reports} of a
+    package.
 
     Raises InputRefusedError when it is none, or a file of it was changed, is missing or was added.
     """
@@ -26,6 +27,7 @@ def describe_package(path: Path) -> dict[str, Any]:
         "devices": [{"name": name, **entry} for name, entry in sorted(manifest.devices.items())],
         "self_test": _describe_self_test(path),
         "provenance": _provenance(manifest),
+        "warnings": _warnings(path),
         "problems": [],
         "reports": [_describe_report(file) for file in sorted((path / "reports").glob("*.json"))],
     }
@@ -61,8 +63,20 @@ def _describe_self_test(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     facts = read_json(file)
-    keys = ("task", "items", "positions", "source", "metrics")
+    keys = ("task", "items", "positions", "source", "evaluation_text", "metrics")
     return {key: facts.get(key) for key in keys}
+
+
+def _warnings(path: Path) -> list[str]:
+    """What somebody who passes the package on should know."""
+    facts = _describe_self_test(path) or {}
+    text = facts.get("evaluation_text")
+    if not isinstance(text, Mapping):
+        return []
+    return [
+        f"it carries {text.get('items')} evaluation items ({text.get('bytes')} bytes of text in "
+        "self_test/items.jsonl), which whoever has it can read"
+    ]
 
 
 def _provenance(manifest: Manifest) -> dict[str, Any]:

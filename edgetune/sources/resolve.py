@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from edgetune.checkpoint.adapter import PICKLE_FILE
 from edgetune.checkpoint.folder import CheckpointFolder, is_pickled, read_checkpoint
-from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, Problem, UsageError
+from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, Problem
 from edgetune.files import is_folder, sha256_of_file
-from edgetune.plan import AdapterInput, DataInput, Inputs, Origin
+from edgetune.plan import AdapterInput, Inputs, Origin
 from edgetune.recipe import AdapterRef, Base, Recipe
+from edgetune.sources.data import data_warnings, overlap_problem, read_data
 from edgetune.sources.huggingface import find_checkpoint, hub_refusal
 from edgetune.sources.peft_adapter import find_adapter
 from edgetune.sources.pickles import adapter_from_pickle, checkpoint_from_pickle
-from edgetune.tasks import load_task
 
 _Found = TypeVar("_Found")
 _Checkpoint = tuple[CheckpointFolder, dict[str, str], Origin]
@@ -51,8 +51,10 @@ def resolve(recipe: Recipe, pickles: Path | None = None) -> tuple[Inputs | None,
         for reference in recipe.adapters
         if (adapter := attempt(partial(_read_adapter, reference, pickles))) is not None
     ]
-    evaluation = attempt(lambda: _read_data(recipe.task, recipe.data.evaluation, "evaluation"))
-    calibration = attempt(lambda: _read_data(recipe.task, recipe.data.calibration, "calibration"))
+    evaluation = attempt(lambda: read_data(recipe.task, recipe.data.evaluation, "evaluation"))
+    calibration = attempt(lambda: read_data(recipe.task, recipe.data.calibration, "calibration"))
+    if evaluation and calibration and (problem := overlap_problem(evaluation, calibration)):
+        problems.append(problem)
     if base is None:
         return None, problems
     inputs = Inputs(
@@ -63,8 +65,9 @@ def resolve(recipe: Recipe, pickles: Path | None = None) -> tuple[Inputs | None,
         before=before[0] if before else None,
         before_digests=before[1] if before else {},
         before_origin=before[2] if before else None,
-        evaluation=evaluation,
-        calibration=calibration,
+        evaluation=evaluation.plan if evaluation else None,
+        calibration=calibration.plan if calibration else None,
+        data_warnings=tuple(data_warnings(evaluation, recipe.tolerances)) if evaluation else (),
     )
     return inputs, problems
 
@@ -101,17 +104,3 @@ def _read_adapter(reference: AdapterRef, pickles: Path | None) -> AdapterInput:
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: sha256_of_file(folder / name) for name in sorted(names)}
-
-
-def _read_data(task: str, path: str | None, role: str) -> DataInput | None:
-    if path is None:
-        # An unknown task is a problem with and without data.
-        load_task(task)
-        return None
-    try:
-        items = load_task(task).load_items(Path(path))
-    except UsageError as why:
-        msg = f"{role} data: {why.message}"
-        raise UsageError(msg, why.hint) from why
-    chats = any(getattr(item, "kind", None) == "chat" for item in items)
-    return DataInput(Path(path).resolve(), len(items), sha256_of_file(Path(path)), chats)

@@ -30,6 +30,10 @@ class Task(Protocol):
         """The items of a JSON lines file; UsageError lists what is wrong with which line."""
         ...
 
+    def texts(self, items: Sequence[Any]) -> dict[int, str]:
+        """{line: all that a row says}, for comparing rows of two files."""
+        ...
+
     def measure(
         self, expected: str | None, answer: str | None, target_logprobs: Sequence[float]
     ) -> dict[str, float | None]:

@@ -36,6 +36,8 @@ _OTHER_NAMES = {
 }
 _HINT = "an item has `messages`, or `prompt` and `completion`, or `text` (TRL's formats)"
 
+_SYSTEM = ("system", "developer")
+
 # A turn: `role`, `content` and whatever else the chat template reads.
 Message = Mapping[str, Any]
 
@@ -64,6 +66,18 @@ def load_items(path: Path) -> list[Item]:
     has an empty answer.
     """
     return read_items(path, _parse, _HINT)
+
+
+def texts(items: Sequence[Item]) -> dict[int, str]:
+    """{line: all that a row says}, for comparing rows: system turns, which rows share, left out."""
+    found: dict[int, str] = {}
+    for item in items:
+        before = item.prompt
+        if not isinstance(before, str):
+            before = "\n".join(turn["content"] for turn in before if turn["role"] not in _SYSTEM)
+        # Of a chat with several answers the last one holds all that stands before it.
+        found[int(item.id.split("/")[0])] = f"{before}\n{item.target}"
+    return found
 
 
 def normalize(text: str) -> str:

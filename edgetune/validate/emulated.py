@@ -40,24 +40,27 @@ def measure_emulated(
     self_test: SelfTest,
     emulation: Emulation,
     device: str,
+    folder: Path,
     reference: Path | None,
     threads: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The report's `emulated` section. `reference`: the reference step's folder, or null.
+    """The report's `emulated` section. `folder`: where the self-test is; `reference`: the
+    reference step's folder, or null.
 
     Raises UsageError when the emulated processor is not what the device's profile asks for,
     MissingError when nothing runs there, StepFailedError when the package does not.
     """
     numbers = choose_items(self_test)
     taken, _ = take_items(self_test, numbers)
-    with tempfile.TemporaryDirectory(prefix="edgetune-emulated-") as folder:
-        figures, log = Path(folder) / "figures.npz", Path(folder) / "log"
+    with tempfile.TemporaryDirectory(prefix="edgetune-emulated-") as scratch:
+        figures, log = Path(scratch) / "figures.npz", Path(scratch) / "log"
         job = {
             "package": str(manifest.path.resolve()),
             "variant": variant.name,
             "threads": threads,
             "items": numbers,
+            "self_test": str(folder.resolve()),
             "reference": str(reference.resolve()) if reference else None,
             "figures": str(figures),
         }

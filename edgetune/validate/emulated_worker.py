@@ -31,8 +31,8 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """{"answers": [N], "tokenizer": the report's section}; writes `figures` (npz: kl,
     target_logprob, same_top1 [P]).
 
-    job: package, variant, threads, items (numbers), reference (the step's folder or null), figures
-    (path). Raises what opening and evaluating a package raise.
+    job: package, variant, threads, self_test (folder), items (numbers), reference (the step's
+    folder or null), figures (path). Raises what opening and evaluating a package raise.
     """
     import numpy as np
 
@@ -47,7 +47,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     variant = choose_variant(manifest, job["variant"], None)
     _tell({"progress": "opening the package"})
     opened = open_variant(manifest, variant, None, int(job["threads"]))
-    whole = load_self_test(manifest.path / "self_test")
+    whole = load_self_test(Path(job["self_test"]))
     taken, kept = take_items(whole, job["items"])
     logprobs = None
     if job["reference"] is not None:

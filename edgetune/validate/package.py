@@ -13,7 +13,7 @@ from edgetune.errors import GATE_FAILED, INCONCLUSIVE, PASS, UsageError
 from edgetune.host import Host, probe_host
 from edgetune.runtime.manifest import Manifest, choose_variant, read_manifest
 from edgetune.runtime.session import session_threads
-from edgetune.validate.validate import Job, make_report
+from edgetune.validate.validate import Job, measure_package
 
 _CODES = {"pass": PASS, "fail": GATE_FAILED, "inconclusive": INCONCLUSIVE}
 
@@ -21,8 +21,15 @@ _CODES = {"pass": PASS, "fail": GATE_FAILED, "inconclusive": INCONCLUSIVE}
 def validate_package(
     package: Path, device: str | None = None, emulate: bool = False, thorough: bool = False
 ) -> dict[str, Any]:
-    """The report of a package on this host, for the device named, else one of its own that this
-    host is, else its first. Never writes into the package.
+    """The report of a package on this host; see `validate_with_answers`."""
+    return validate_with_answers(package, device, emulate, thorough)[0]
+
+
+def validate_with_answers(
+    package: Path, device: str | None = None, emulate: bool = False, thorough: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(report, answers item by item) of a package on this host, for the device named, else one of
+    its own that this host is, else its first. Never writes into the package.
 
     `emulate`: on the device's processor as well, emulated; any device whose profile names one, by
     default the package's first of those. `thorough`: with a sustained minute. Raises
@@ -49,7 +56,7 @@ def validate_package(
             must_emulate=emulate,
             thorough=thorough,
         )
-        return make_report(manifest, job, progress.update)
+        return measure_package(manifest, job, progress.update)
 
 
 def exit_code_of(report: Mapping[str, Any]) -> int:

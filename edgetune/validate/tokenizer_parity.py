@@ -1,8 +1,9 @@
 """Does the package's tokenizer do what the trained model's did?
 
 The expected output was made with Hugging Face's tokenizer on hard strings and travels in the
-self-test; here onnxruntime-genai's tokenizer, the one a device uses, repeats it: encode, decode,
-chat template, the tokens that end an answer, and the generation settings.
+self-test; here onnxruntime-genai's tokenizer, the one a device uses, repeats it: chat template, the
+tokens of a rendered chat (with one BOS, not two), special tokens, the tokens that end an answer,
+encode, decode whole and token by token, and the generation settings.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgetune.errors import InputRefusedError
+from edgetune.files import read_json
 from edgetune.runtime.session import OpenPackage
 from edgetune.runtime.text import encode, normal_forms
 from edgetune.validate.self_test import SelfTest
@@ -32,19 +34,26 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_length": 0,
 }
 
+# What differs, the gravest first: a wrong template changes every answer.
+KINDS = (
+    *("template", "chat_tokens", "prompt", "special_token", "eos_token_ids", "encode", "decode"),
+    *("stream", "generation"),
+)
 Difference = dict[str, Any]
 
 
 def tokenizer_parity(opened: OpenPackage, self_test: SelfTest) -> dict[str, Any]:
-    """The report's `tokenizer` section: {cases, mismatches, skipped, differences,
-    normalized}.
+    """The report's `tokenizer` section: {cases, mismatches, skipped, by_kind {kind: {cases,
+    mismatches}}, differences, normalized, double_bos}.
 
-    `normalized`: the Unicode normal forms applied first, which onnxruntime-genai leaves out.
-    `differences` lists the first 50. Skipped and counted: text with a NUL (onnxruntime-genai takes
-    C strings, which end there), and templates that print today's date. Raises InputRefusedError
-    for cases that are not of the agreed form.
+    `differences` lists the first 50, the gravest kind first. `normalized`: the Unicode normal forms
+    applied first, which onnxruntime-genai leaves out. `double_bos`: chat template and tokenizer
+    both write a BOS, so that a rendered chat encoded with special tokens has two. Skipped and
+    counted: text with a NUL (onnxruntime-genai takes C strings, which end there), and templates
+    that print today's date. Raises InputRefusedError for cases that are not of the agreed form.
     """
-    cases = skipped = 0
+    skipped = 0
+    by_kind: dict[str, dict[str, int]] = {}
     found: list[Difference] = []
     dated = bool(self_test.tokenizer_cases.get("template_uses_date"))
     for kind, given, expected, got in _compare(opened, self_test):
@@ -52,15 +61,21 @@ def tokenizer_parity(opened: OpenPackage, self_test: SelfTest) -> dict[str, Any]
         if nul or (dated and kind == "template"):
             skipped += 1
             continue
-        cases += 1
+        counts = by_kind.setdefault(kind, {"cases": 0, "mismatches": 0})
+        counts["cases"] += 1
         if expected != got:
+            counts["mismatches"] += 1
             found.append({"kind": kind, "given": given, "expected": expected, "found": got})
+    found.sort(key=lambda row: KINDS.index(row["kind"]))
+    bos = self_test.tokenizer_cases.get("bos") or {}
     return {
-        "cases": cases,
+        "cases": sum(counts["cases"] for counts in by_kind.values()),
         "mismatches": len(found),
         "skipped": skipped,
+        "by_kind": {kind: by_kind[kind] for kind in KINDS if kind in by_kind},
         "differences": [_shortened(row) for row in found[:_MOST_LISTED]],
         "normalized": normal_forms(opened),
+        "double_bos": bool(bos.get("template") and bos.get("tokenizer")),
     }
 
 
@@ -69,13 +84,16 @@ def _compare(opened: OpenPackage, self_test: SelfTest) -> Iterator[tuple[str, st
     cases = self_test.tokenizer_cases
     try:
         for case in cases.get("encode", []):
-            yield "encode", case["text"], list(case["ids"]), _encode(opened, case["text"])
+            text = case["text"] * int(case.get("repeat", 1))
+            yield "encode", text, list(case["ids"]), _encode(opened, text)
         for case in cases.get("decode", []):
-            ids = np.array(case["ids"], dtype=np.int32)
-            text = opened.tokenizer.decode(ids) if ids.size else ""
-            yield "decode", str(case["ids"]), case["text"], text
+            ids, given = [int(token) for token in case["ids"]], str(case["ids"])
+            yield "decode", given, case["text"], _decode(opened, ids)
+            yield "stream", given, case["text"], _stream(opened, ids)
         for case in cases.get("template", []):
             yield "template", _given(case), case["text"], _apply_template(opened, case)
+            yield "chat_tokens", case["text"], list(case["ids"]), _encode(opened, case["text"])
+        yield from _compare_special_tokens(opened, cases.get("special_tokens") or {})
     except (KeyError, TypeError, ValueError, AttributeError) as why:
         msg = f"self_test/tokenizer_cases.json: not of the agreed form ({why})"
         raise InputRefusedError(msg, "build the package again") from why
@@ -90,6 +108,38 @@ def _compare(opened: OpenPackage, self_test: SelfTest) -> Iterator[tuple[str, st
     yield from _compare_settings(opened, self_test.facts)
 
 
+def _compare_special_tokens(
+    opened: OpenPackage, tokens: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """Each added token is one token still, shown in decoded text or not; and who plays which role.
+
+    A role's text is compared where the package's tokenizer_config.json names it (what Hugging Face
+    reads), its id where genai_config.json does (what onnxruntime-genai reads).
+    """
+    for token in tokens.get("added", []):
+        text, identifier = str(token["text"]), int(token["id"])
+        yield "special_token", text, list(token["ids"]), _encode(opened, text)
+        shown = "" if token["special"] else text
+        # onnxruntime-genai's decode makes U+FFFD of an empty text, its stream does not.
+        yield "special_token", f"{text} decoded", shown, _stream(opened, [identifier])
+    where = opened.variant.folder / "tokenizer_config.json"
+    settings = read_json(where) if where.is_file() else {}
+    for role, expected in (tokens.get("roles") or {}).items():
+        if role in settings:
+            wanted = None if expected is None else expected["text"]
+            yield "special_token", role, wanted, _text_of(settings[role])
+        own = opened.config["model"].get(f"{role}_id")
+        # The end tokens are a list and a kind of their own; where the model names no token, the
+        # exporter puts another one.
+        if own is not None and expected is not None and role != "eos_token":
+            yield "special_token", f"{role}_id", expected["id"], own
+
+
+def _text_of(value: Any) -> Any:
+    """A token as tokenizer_config.json has it: text, or an object with its content."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
 def _compare_settings(
     opened: OpenPackage, facts: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Any, Any]]:
@@ -102,6 +152,16 @@ def _compare_settings(
         value = default if value is None else value
         own = search.get(key)
         yield "generation", key, value, default if own is None else own
+
+
+def _decode(opened: OpenPackage, ids: list[int]) -> str:
+    return str(opened.tokenizer.decode(np.array(ids, dtype=np.int32))) if ids else ""
+
+
+def _stream(opened: OpenPackage, ids: list[int]) -> str:
+    """The text token by token, as `edgetune run` shows it."""
+    pieces = opened.tokenizer.create_stream()
+    return "".join(str(pieces.decode(token)) for token in ids)
 
 
 def _encode(opened: OpenPackage, text: str) -> list[int] | str:
@@ -125,15 +185,18 @@ def _given(case: Mapping[str, Any]) -> str:
 
 
 def _shortened(row: Difference) -> Difference:
-    """A difference fit for a report: long text and long lists cut around where they part."""
+    """A difference fit for a report: `at`, the first character or token that differs; long text
+    and long lists cut around it."""
     expected, got = row["expected"], row["found"]
-    start = 0
+    at = None
     if type(expected) is type(got) and isinstance(expected, str | list):
         pairs = zip(expected, got, strict=False)
-        start = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(got)))
-    start = max(0, start - 8)
+        at = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(got)))
+    start = max(0, (at or 0) - 8)
     cut = {
         key: row[key][start : start + 40] if isinstance(row[key], str | list) else row[key]
         for key in ("expected", "found")
     }
-    return {"kind": row["kind"], "given": str(row["given"])[:120], "from": start, **cut}
+    unit = "character" if isinstance(expected, str) else "token"
+    given = str(row["given"])[:120]
+    return {"kind": row["kind"], "given": given, "at": at, "unit": unit, "from": start, **cut}

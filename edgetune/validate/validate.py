@@ -22,6 +22,7 @@ from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_ma
 from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
 from edgetune.step import versions_of
+from edgetune.validate.answers import make_answers
 from edgetune.validate.checks import make_checks
 from edgetune.validate.cost import cost_section
 from edgetune.validate.emulated import measure_emulated, not_emulated
@@ -30,11 +31,16 @@ from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
 from edgetune.validate.per_item import per_item
+from edgetune.validate.privacy import describe_self_test, without_text
+from edgetune.validate.sampling import describe_sampling
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
+from edgetune.validate.survival import run_modules
 from edgetune.validate.tokenizer_parity import tokenizer_parity
 
 Progress = Callable[[str], None]
 
+# In the step's folder, which does not ship: private data may be in it.
+ANSWERS = "answers.json"
 # A weight takes its bytes in torch, and at most one in the package beside it. The rest: libraries.
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _OTHER_BYTES = 1_000_000_000
@@ -42,6 +48,7 @@ _TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch")
 _MERGE_KEYS = (
     "parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit",
     "tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs",
+    "certificate", "modules",
 )  # fmt: skip
 
 
@@ -58,7 +65,11 @@ class Job:
     # The reference step's folder and the merged checkpoint: whole-vocabulary KL, torch's latency.
     reference: Path | None = None
     checkpoint: Path | None = None
+    # The items are the reference's, the package carries none of them, and no report may.
+    private_data: bool = False
     merge: Mapping[str, Any] | None = None
+    # What the optimize step found to be left of each module's fine-tune.
+    survival: Mapping[str, Any] | None = None
     evidence: Mapping[str, bool] | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
     # The processor to emulate as well, else why there is none; both null: nothing to emulate.
@@ -66,17 +77,19 @@ class Job:
     not_emulated: str | None = None
     # Whether an emulator that fails ends the validation, or is reported as "not measured".
     must_emulate: bool = False
-    # Both sides also answer for a whole minute.
+    # Whether to take minutes for what seconds cannot tell.
     thorough: bool = False
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `report.json` into `out`. Facts: {"verdict", "checks": {name: verdict}}.
+    """Write `report.json` and, item by item, `answers.json` into `out`. Facts: {"verdict",
+    "checks": {name: verdict}}.
 
     arguments: package, device {name, here, threads, arch}, variant, identifier, reference and
-    checkpoint (paths or null), steps, merge (facts or null), evidence, emulation (or null),
-    not_emulated (why, or null), thorough. Raises InputRefusedError
-    for a package that was changed or does not open, StepFailedError when it does not run.
+    checkpoint (paths or null), private_data (the package does not carry the items), steps, merge
+    and survival (facts or null), thorough, evidence, emulation (or null), not_emulated (why, or
+    null). Raises InputRefusedError for a package that was changed or does not open,
+    StepFailedError when it does not run.
     """
     progress("checking the package's files")
     manifest = read_manifest(Path(arguments["package"]))
@@ -89,32 +102,45 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
         variant=choose_variant(manifest, arguments["variant"], None),
         reference=_path(arguments.get("reference")),
         checkpoint=_path(arguments.get("checkpoint")),
+        private_data=bool(arguments.get("private_data")),
         merge=arguments.get("merge"),
+        survival=arguments.get("survival"),
+        thorough=bool(arguments.get("thorough")),
         evidence=arguments.get("evidence"),
         steps=tuple(arguments.get("steps") or ()),
         emulation=emulation_from_json(emulation) if emulation else None,
         not_emulated=arguments.get("not_emulated"),
-        thorough=bool(arguments.get("thorough")),
     )
-    report = make_report(manifest, job, progress)
+    report, answers = measure_package(manifest, job, progress)
     write_text(out / "report.json", dump_json(report))
+    # Where an output is not finite, there are no answers for other tools.
+    if not report["fidelity"]["non_finite_positions"]:
+        write_text(out / ANSWERS, dump_json(answers))
     checks = {check["name"]: check["verdict"] for check in report["checks"]}
     return {"verdict": report["verdict"], "checks": checks}
 
 
 def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, Any]:
     """Measure a package and judge it. Writes nothing. Raises as `validate_step` does."""
-    folder = manifest.path / "self_test"
-    limits = _read_limits(folder)
+    return measure_package(manifest, job, progress)[0]
+
+
+def measure_package(
+    manifest: Manifest, job: Job, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(report, answers): as `make_report`, and what happened item by item."""
+    limits = _read_limits(manifest.path / "self_test")
+    folder = self_test_folder(manifest, job)
     self_test = load_self_test(folder)
     progress("opening the package")
     opened = open_variant(manifest, job.variant, job.device, job.threads)
-    sections = _measure(opened, self_test, job, progress)
+    sections, answers = _measure(opened, self_test, job, progress)
     sections["tokenizer"] = tokenizer_parity(opened, self_test)
     sections["providers"] = placement(opened)
     prompt, new_tokens = make_prompt([i.prompt_ids for i in self_test.items], opened.context_length)
     # Two loaded models are enough: the latency workers bring their own.
     del opened
+    sections["survival"] = _survival(job, progress)
     sections["emulated"] = _emulated(manifest, self_test, job, progress)
     sections["latency"] = _latency(manifest, job, prompt, new_tokens, progress)
     ships = package_bytes(manifest.path)
@@ -135,26 +161,36 @@ def make_report(manifest: Manifest, job: Job, progress: Progress) -> dict[str, A
         "evidence": _evidence(job, sections),
         "environment": _environment(job),
         "steps": [dict(step) for step in job.steps],
+        "self_test": describe_self_test(manifest, self_test),
+        "sampling": describe_sampling(self_test),
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": digest_of_json(digests_of_folder(folder)),
         },
     }
     report["checks"] = make_checks(limits, report)
-    return finish_report(report)
+    return finish_report(without_text(report) if job.private_data else report), answers
+
+
+def self_test_folder(manifest: Manifest, job: Job) -> Path:
+    """Where the items are: in the package, or where they are private with the reference."""
+    if job.private_data and job.reference is not None:
+        return job.reference / "self_test"
+    return manifest.path / "self_test"
 
 
 def _measure(
     opened: OpenPackage, self_test: SelfTest, job: Job, progress: Progress
-) -> dict[str, Any]:
-    """`fidelity`, `task_metrics`, `examples` and `per_item`."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`fidelity`, `task_metrics`, `examples` and `per_item`; and the answers item by item."""
     logprobs = open_logprobs(job.reference, self_test) if job.reference else None
     evaluation = evaluate(opened, self_test, logprobs, progress)
     progress("figures and their bounds")
     measured = measure_task(self_test, evaluation)
     kind = WHOLE_VOCABULARY if logprobs is not None else TOP_K_BOUND
     host = probe_host()
-    return {
+    answers = make_answers(opened, self_test, evaluation, measured.exact)
+    sections = {
         "fidelity": {
             **fidelity(self_test, evaluation.positions, kind),
             "source": str(self_test.facts.get("source")),
@@ -165,6 +201,20 @@ def _measure(
         "examples": worst_examples(self_test, evaluation, measured.exact),
         "per_item": per_item(self_test, evaluation, measured.exact),
     }
+    return sections, answers
+
+
+def _survival(job: Job, progress: Progress) -> dict[str, Any] | None:
+    if job.survival is None:
+        return None
+    if not job.thorough:
+        return {**job.survival, "not_run": "asked for with --thorough"}
+    if job.reference is None or job.checkpoint is None:
+        return {**job.survival, "not_run": "the reference or the merged checkpoint is not here"}
+    if "float32" not in _types_that_fit(job.checkpoint, available_memory_bytes()):
+        return {**job.survival, "not_run": "the model does not fit this machine's memory"}
+    files = {"checkpoint": job.checkpoint, "graph": job.variant.folder, "reference": job.reference}
+    return run_modules(job.survival, files, job.threads, progress)
 
 
 def _emulated(
@@ -180,6 +230,7 @@ def _emulated(
             self_test,
             job.emulation,
             job.device,
+            self_test_folder(manifest, job),
             job.reference,
             job.threads,
             progress,

@@ -36,6 +36,46 @@ def test_demo_fails_fails_and_says_what_was_lost(out: Path) -> None:
     assert "of what the fine-tune changed" in text
 
 
+def test_demo_erased_is_lost_at_4_bits_and_survives_at_8(out: Path) -> None:
+    """The same adapter: below the step of the one scheme, above the noise of the other."""
+    done = edgetune("build", "demo-erased", "-o", out, "--thorough", "--json")
+    assert done.returncode == 1, done.stderr
+    lost = report_of(done)
+    failed = {c["name"] for c in lost["checks"] if c["verdict"] == "fail"}
+    assert {"retention", "exact_match_drop"} <= failed
+    assert lost["fidelity"]["retention"]["value"] < 0
+    modules = lost["survival"]["modules"]
+    assert len(modules) == 16
+    assert all(m["snr"] < 1 and m["below_step"] > 0.99 for m in modules)
+    assert lost["survival"]["items"] == 240
+    worst = modules[0]
+    assert worst["kl_mean"]["value"] == max(m["kl_mean"]["value"] for m in modules)
+    assert worst["retention"]["value"] < 0 < modules[-1]["retention"]["value"]
+    text = (out / "demo-erased" / "reports" / f"{lost['device']}.md").read_text()
+    assert f"erased in: {worst['name']}".replace("_", "\\_") in text
+
+    done = edgetune("build", "demo-erased", "--scheme", "w8a16-rtn", "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    kept = report_of(done)
+    assert kept["fidelity"]["retention"]["low"] >= 0.95
+    metric = kept["task_metrics"]["exact_match"]
+    assert metric["base"] < 0.2 < 0.9 < metric["candidate"]
+    assert lost["task_metrics"]["exact_match"]["candidate"] < 0.5
+    below = {m["name"]: m["snr"] for m in modules}
+    assert all(m["snr"] > 5 * below[m["name"]] for m in kept["survival"]["modules"])
+
+
+def test_auto_takes_the_merge_that_is_the_trained_model(out: Path) -> None:
+    done = edgetune("build", "demo-qlora", "--onto", "auto", "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    merge = report_of(done)["merge"]
+    assert merge["onto"] == merge["certificate"]["chosen"] == "dequantized"
+    own, other = merge["certificate"]["candidates"]
+    assert own["kl_mean"]["value"] < 1e-9
+    assert other["kl_mean"]["low"] > 1e-3
+    assert merge["modules"]["count"] == 16
+
+
 def test_a_qlora_merged_onto_weights_it_never_saw_fails(out: Path) -> None:
     done = edgetune("build", "demo-qlora", "--onto", "original", "-o", out, "--json")
     assert done.returncode == 1, done.stderr

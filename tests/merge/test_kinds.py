@@ -44,6 +44,8 @@ def test_merged_equals_unmerged(
     assert effect > 0.3  # an adapter without effect would prove nothing
     assert told["tensors_used"] == told["tensors_total"] > 0
     assert told["untied"] == (kind == "HiRA embeddings" and base == "tiny_qwen2")
+    assert told["all_modules"]
+    assert all(row["delta_relative"] > 0 for row in told["all_modules"])
 
 
 def test_biases_alone(tiny_llama_bias: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -33,7 +33,12 @@ def build_all(
         workflow["passes"]["builder"]["config"] |= job.get("options", {})
         folder = out / str(number)
         folder.mkdir()
-        step = {"checkpoint": job["checkpoint"], "workflow": workflow, "scheme": scheme.name}
+        step = {
+            "checkpoint": job["checkpoint"],
+            "workflow": workflow,
+            "scheme": scheme.name,
+            "base": None,
+        }
         try:
             with _spoiled(job.get("spoil")), _uncorrected(job.get("without")):
                 found[str(number)] = optimize_step(

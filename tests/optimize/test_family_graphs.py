@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgetune.checkpoint.folder import read_checkpoint
+from edgetune.checkpoint.graph_weights import blocks_of, pieces_of, read_matrices
+from edgetune.checkpoint.tensors import load_tensor
 from edgetune.child import run_child
 from edgetune.estimates import estimate
 from edgetune.optimize.schemes import find_scheme
+from edgetune.optimize.survival import linear_shapes
 from tests.families import FAMILIES, build_family
 
 pytestmark = pytest.mark.line
@@ -53,7 +57,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
         log=folder / "log", progress=lambda text: None,
     )  # fmt: skip
     return {
-        key: {**facts[str(number)], "checkpoint": job["checkpoint"]}
+        key: {
+            **facts[str(number)],
+            "checkpoint": job["checkpoint"],
+            "folder": str(out / str(number)),
+        }
         for number, (key, job) in enumerate(jobs.items())
     }
 
@@ -73,6 +81,24 @@ def test_quantized_graphs_answer(measured: Measured, name: str) -> None:
     assert eight["kl_mean"] < four["kl_mean"] < 1
     assert eight["answer"]
     assert four["answer"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[1:])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_linear_is_found_in_the_graph(measured: Measured, name: str, scheme: str) -> None:
+    """By its name, with its values: what is said of a module is said of that module."""
+    found = measured[name, scheme]
+    checkpoint = read_checkpoint(Path(found["checkpoint"]))
+    shapes, matrices = linear_shapes(checkpoint), read_matrices(Path(found["folder"]))
+    if "lm_head" in shapes:
+        del shapes["model.embed_tokens"]
+    for module in shapes:
+        pieces = pieces_of(module, shapes, matrices)
+        assert pieces, module
+        exact = load_tensor(checkpoint.path, checkpoint.tensors[f"{module}.weight"], torch.float32)
+        for row, weights, steps in blocks_of(pieces):
+            off = (weights - exact[row : row + len(weights)]).abs()
+            assert bool((off <= 1.01 * steps + 1e-30).all()), module
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -56,7 +56,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
             "pi": {"variant": "cpu-w8a16-rtn", "session": {"intra_op_num_threads": 4}},
             "this-machine": {"variant": "cpu-fp32", "session": None},
         },
-        "reference": str(tmp_path / "steps/reference"),
+        "self_test": str(tmp_path / "steps/reference/self_test"),
         "checkpoint": str(write_checkpoint(tmp_path / "merged")),
         "base_checkpoint": str(write_checkpoint(tmp_path / "base")),
         "lock": {"lock_version": 1, "base": {"name": "base"}},

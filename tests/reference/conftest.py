@@ -75,16 +75,18 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(tiny_phi3: Path, lora: Path, merged: Path, chats: Path) -> Callable[..., Arguments]:
     """The step's arguments for the fixtures above, with changes."""
 
-    def make(**changes: Any) -> Arguments:
+    def make(
+        checkpoint: Path | str = merged, onto: str = "dequantized", **changes: Any
+    ) -> Arguments:
         return {
             "base": {"path": str(tiny_phi3), "trained_as": None},
             "base_before": None,
             "adapters": [{"path": str(lora), "weight": 1.0}],
-            "onto": "dequantized",
             "merge_dtype": "float32",
-            "checkpoint": str(merged),
+            "checkpoints": {onto: str(checkpoint)},
             "task": "text-generation",
             "evaluation": str(chats),
+            "self_test_data": "evaluation",
             "seed": 0,
             "threads": 2,
             "layered": False,

@@ -66,9 +66,10 @@ def test_a_build_s_parity(case: str, request: pytest.FixtureRequest, tmp_path: P
     job = {
         **arguments,
         "base_before": None,
-        "checkpoint": str(merged),
+        "checkpoints": {"dequantized": str(merged)},
         "task": "text-generation",
         "evaluation": str(write_chats(tmp_path / "chats.jsonl", CHATS)),
+        "self_test_data": "evaluation",
         "seed": 0,
         "threads": 1,
         "layered": False,

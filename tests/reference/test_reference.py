@@ -270,3 +270,39 @@ def test_two_processes_write_the_same_bytes(
         )
         digests.append(digests_of_folder(out))
     assert digests[0] == digests[1]
+
+
+def test_private_data_is_measured_and_stays_at_home(arguments: Make, tmp_path: Path) -> None:
+    facts, head, items = run(arguments(), tmp_path / "open")
+    private, private_head, private_items = run(
+        arguments(self_test_data="builtin"), tmp_path / "private"
+    )
+    # What the build measures on is the same to the last byte.
+    assert (private, private_head, private_items) == (facts, head, items)
+    for name in ("logprobs.npy", "self_test/items.jsonl", "self_test/top_logprobs.npy"):
+        same = (tmp_path / "private" / name).read_bytes()
+        assert same == (tmp_path / "open" / name).read_bytes()
+    assert head["evaluation_text"] == {
+        "items": len(CHATS),
+        "bytes": (tmp_path / "open/self_test/items.jsonl").stat().st_size,
+    }
+    # What ships has no word of it, and is what a build without data measures.
+    assert not (tmp_path / "private" / "shipped_logprobs.npy").exists()
+    shipped = tmp_path / "private" / "shipped_self_test"
+    run(arguments(evaluation=None), tmp_path / "none")
+    for name in sorted(path.name for path in shipped.iterdir()):
+        own = (tmp_path / "none" / "self_test" / name).read_bytes()
+        assert (shipped / name).read_bytes() == own, name
+    assert json.loads((shipped / "self_test.json").read_text())["evaluation_text"] is None
+    carried = b"".join(path.read_bytes() for path in sorted(shipped.iterdir()))
+    told = [text for chat in CHATS for text in chat if len(text) > 6]
+    assert told
+    assert [text for text in told if text.encode() in carried] == []
+
+
+def test_private_data_that_is_none_changes_nothing(arguments: Make, tmp_path: Path) -> None:
+    run(arguments(evaluation=None, self_test_data="builtin"), tmp_path / "private")
+    run(arguments(evaluation=None), tmp_path / "open")
+    assert not (tmp_path / "private" / "shipped_self_test").exists()
+    for path in sorted((tmp_path / "open" / "self_test").iterdir()):
+        assert (tmp_path / "private/self_test" / path.name).read_bytes() == path.read_bytes()

@@ -99,7 +99,9 @@ def test_a_wrong_type_is_refused_by_its_place(
         parse_report(value)
 
 
-OPTIONAL = {"inputs", "examples", "emulated", "per_item", "cost"}
+OPTIONAL = {
+    *("inputs", "examples", "emulated", "per_item", "self_test", "sampling", "cost", "survival"),
+}
 
 
 @pytest.mark.parametrize("key", sorted(set(make()) - OPTIONAL))

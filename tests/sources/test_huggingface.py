@@ -14,7 +14,8 @@ import pytest
 
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, USAGE, EdgetuneError
 from edgetune.files import digests_of_folder
-from edgetune.line import make_lock, merge_step, reference_step
+from edgetune.line import merge_step, reference_step
+from edgetune.lock import make_lock
 from edgetune.planning import plan_builds
 from edgetune.recipe import Recipe, load_recipe
 from edgetune.sources.huggingface import ADAPTER_FILES, BASE_FILES, find_checkpoint, find_folder

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "recipes" / "data" / "demo"
-TASKS = ("triage-lora", "home-lora", "velan-qlora", "booking-dora", "cafe-full")
+TASKS = ("triage-lora", "home-lora", "velan-qlora", "booking-dora", "cafe-full", "reply-lora")
 
 for _name in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(_name)
@@ -124,7 +124,8 @@ def test_shipped_demo_meets_its_claims() -> None:
         assert report[name]["n"] >= 200
         assert report[name]["base_accuracy"] < 0.5
         assert report[name]["trained_accuracy"] > 0.9
-        assert report[name]["kl_trained_base"] > 0.5
+        # the slight one changes little, and still which reply is given
+        assert report[name]["kl_trained_base"] > (0.005 if name == "reply-lora" else 0.5)
 
 
 @shipped

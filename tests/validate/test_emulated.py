@@ -53,7 +53,15 @@ def _measure(folder: Path, reference: Path | None = None, **more: Any) -> dict[s
     variant = choose_variant(manifest, VARIANT, None)
     emulation = more.pop("emulation", EMULATION)
     return measure_emulated(
-        manifest, variant, self_test, emulation, "my-box", reference, 1, lambda _: None
+        manifest,
+        variant,
+        self_test,
+        emulation,
+        "my-box",
+        folder / "self_test",
+        reference,
+        1,
+        lambda _: None,
     )
 
 

@@ -21,7 +21,18 @@ CHAT = [{"role": "user", "content": "hi"}]
 CASES: Mapping[str, Any] = {
     "encode": [{"text": "ab", "ids": [97, 98]}],
     "decode": [{"ids": [97, 98], "text": "ab"}],
-    "template": [{"messages": CHAT, "add_generation_prompt": True, "text": "user: hi\n"}],
+    "template": [
+        {
+            "messages": CHAT,
+            "add_generation_prompt": True,
+            "text": "user: hi\n",
+            "ids": [ord(c) for c in "user: hi\n"],
+        }
+    ],
+    "special_tokens": {
+        "roles": {"bos_token": None, "eos_token": {"text": "e", "id": 101}},
+        "added": [{"text": "e", "id": 101, "ids": [101], "special": False}],
+    },
 }
 
 
@@ -35,6 +46,9 @@ class FakeTokenizer:
 
     def decode(self, ids: Any) -> str:
         return "".join(chr(n) for n in ids)
+
+    def create_stream(self) -> Any:
+        return SimpleNamespace(decode=chr)
 
     def apply_chat_template(self, messages: str, add_generation_prompt: bool) -> str:
         assert json.loads(messages) == CHAT
@@ -64,8 +78,10 @@ def _kinds(opened: Any, self_test: Any) -> list[str]:
 def test_the_same_tokenizer_has_no_differences() -> None:
     found = tokenizer_parity(_opened(), _self_test())
     assert found["mismatches"] == found["skipped"] == 0
-    # Three cases, a prompt, the end tokens, nine generation settings.
-    assert found["cases"] == 14
+    # Encode, decode whole and streamed, a chat's text and tokens, a special token and what it
+    # decodes to, a prompt, the end tokens, nine generation settings.
+    assert found["cases"] == 18
+    assert sum(counts["cases"] for counts in found["by_kind"].values()) == 18
 
 
 def test_the_packed_tokenizer_is_the_trained_models(opened: OpenPackage) -> None:
@@ -75,6 +91,7 @@ def test_the_packed_tokenizer_is_the_trained_models(opened: OpenPackage) -> None
     assert found["mismatches"] == 0
     assert found["skipped"] == 1
     assert found["cases"] > 20
+    assert {"chat_tokens", "stream", "special_token"} < set(found["by_kind"])
 
 
 def test_one_newline_in_the_template_is_a_difference() -> None:
@@ -85,17 +102,60 @@ def test_one_newline_in_the_template_is_a_difference() -> None:
     assert found["differences"][0]["kind"] == "template"
     assert found["differences"][0]["expected"] == "ser: hi\n"
     assert found["differences"][0]["found"] == "ser: hi\n\n"
+    assert (found["differences"][0]["at"], found["differences"][0]["unit"]) == (9, "character")
 
 
 @pytest.mark.parametrize(
     ("cases", "kind"),
     [
         ({"encode": [{"text": "ab", "ids": [97, 99]}]}, "encode"),
-        ({"decode": [{"ids": [97], "text": "b"}]}, "decode"),
+        ({"decode": [{"ids": [97], "text": "b"}]}, ["decode", "stream"]),
+        ({"encode": [{"text": "ab", "repeat": 5000, "ids": [97, 98] * 4999}]}, "encode"),
+        ({"template": [{**CASES["template"][0], "ids": [0, *CASES["template"][0]["ids"]]}]},
+         "chat_tokens"),
+        ({"special_tokens": {"added": [{"text": "e", "id": 9, "ids": [9], "special": False}]}},
+         ["special_token", "special_token"]),
+        ({"special_tokens": {"added": [{"text": "e", "id": 101, "ids": [101], "special": True}]}},
+         "special_token"),
     ],
-)
-def test_every_kind_of_case_can_differ(cases: Mapping[str, Any], kind: str) -> None:
-    assert _kinds(_opened(), _self_test(cases)) == [kind]
+)  # fmt: skip
+def test_every_kind_of_case_can_differ(cases: Mapping[str, Any], kind: str | list[str]) -> None:
+    assert _kinds(_opened(), _self_test(cases)) == ([kind] if isinstance(kind, str) else kind)
+
+
+def test_a_role_is_compared_where_the_package_names_it(tmp_path: Path) -> None:
+    roles = {
+        "bos_token": {"text": "<s>", "id": 1},
+        "eos_token": {"text": "</s>", "id": 2},
+        "pad_token": None,
+        "unk_token": {"text": "<unk>", "id": 0},
+    }
+    wanted = _self_test({"special_tokens": {"roles": roles}})
+    opened = _opened(bos_token_id=1, pad_token_id=2)
+    opened.variant.folder = tmp_path
+    named = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert _kinds(opened, wanted) == []
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**named, "bos_token": "<b>"}))
+    (row,) = tokenizer_parity(opened, wanted)["differences"]
+    assert (row["given"], row["expected"], row["found"]) == ("bos_token", "<s>", "<b>")
+    opened.config["model"]["bos_token_id"] = 5
+    assert _kinds(opened, wanted) == ["special_token", "special_token"]
+
+
+@pytest.mark.parametrize(("template", "tokenizer"), [(True, True), (True, False), (False, True)])
+def test_two_bos_tokens_are_told(template: bool, tokenizer: bool) -> None:
+    cases = {**CASES, "bos": {"template": template, "tokenizer": tokenizer}}
+    found = tokenizer_parity(_opened(), _self_test(cases))
+    assert found["double_bos"] is (template and tokenizer)
+    assert found["mismatches"] == 0
+
+
+def test_the_gravest_kind_comes_first() -> None:
+    opened = _opened(eos_token_id=[7])
+    opened.tokenizer.template = "user: hi"
+    cases = {**CASES, "encode": [{"text": "ab", "ids": [1]}]}
+    assert _kinds(opened, _self_test(cases)) == ["template", "eos_token_ids", "encode"]
 
 
 def test_end_tokens_and_generation_settings_can_differ() -> None:

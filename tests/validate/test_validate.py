@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,8 +93,12 @@ def test_a_sound_package_passes(package: Path, tmp_path: Path) -> None:
 
 def test_the_same_package_gives_the_same_figures(package: Path, tmp_path: Path) -> None:
     one, two = (_validate(package, tmp_path / name) for name in ("a", "b"))
-    for key in ("fidelity", "task_metrics", "examples", "per_item", "tokenizer", "size", "inputs"):
+    same = ("fidelity", "task_metrics", "examples", "per_item", "tokenizer", "size", "inputs")
+    for key in (*same, "self_test", "sampling"):
         assert one[key] == two[key]
+    answers = [(tmp_path / name / "answers.json").read_bytes() for name in ("a", "b")]
+    assert answers[0] == answers[1]
+    assert one["sampling"] == {"seed": 0, "resamples": 2000, "text_seed": None}
 
 
 def test_what_each_item_gave_adds_up_to_the_whole(package: Path, tmp_path: Path) -> None:
@@ -118,6 +123,38 @@ def test_a_package_alone_has_a_lower_bound_of_the_kl(package: Path, tmp_path: Pa
     whole = _validate(package, tmp_path / "b", reference=reference)["fidelity"]
     assert alone["kl_kind"] == "top-k lower bound"
     assert 0 < alone["kl_mean"]["value"] <= whole["kl_mean"]["value"]
+
+
+def test_what_is_left_of_each_module_goes_into_the_report(package: Path, tmp_path: Path) -> None:
+    row = {"name": "a", "values": 4, "delta_relative": 0.1, "step": 0.1, "below_step": 1.0}
+    left = {"modules": [{**row, "snr": 0.5}], "not_found": [], "reason": None}
+    assert _validate(package, tmp_path / "alone")["survival"] is None
+    quick = _validate(package, tmp_path / "quick", survival=left)["survival"]
+    assert quick["modules"] == [{**left["modules"][0], "kl_mean": None, "retention": None}]
+    assert quick["not_run"] == "asked for with --thorough"
+
+
+def test_modules_are_run_one_by_one_when_that_is_asked_for(package: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    shutil.copytree(package / "self_test", reference / "self_test")
+    shutil.copy(package.parent / "reference" / "logprobs.npy", reference)
+    row = {"values": 4, "delta_relative": 0.1, "step": 0.1, "below_step": 1.0, "snr": 0.5}
+    names = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj")
+    left = {"modules": [{"name": n, **row} for n in names], "not_found": [], "reason": None}
+    found = _validate(
+        package,
+        tmp_path / "out",
+        survival=left,
+        thorough=True,
+        device={"name": "generic-x86-64", "here": False, "threads": 1, "arch": "x86_64"},
+        reference=str(reference),
+        checkpoint=str(package.parent / "checkpoint"),
+    )["survival"]
+    assert (found["items"], found["not_run"]) == (6, None)
+    assert {module["name"] for module in found["modules"]} == set(names)
+    one, other = (module["kl_mean"]["value"] for module in found["modules"])
+    assert one > other > 0
+    assert all(module["retention"]["value"] > 0.9 for module in found["modules"])
 
 
 def test_a_device_that_is_not_here_has_no_latency(package: Path, tmp_path: Path) -> None:
@@ -178,6 +215,7 @@ def test_outputs_that_are_not_finite_fail(package: Path, tmp_path: Path) -> None
     report = _validate(copy, tmp_path / "out")
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
     assert verdicts["finite_outputs"] == "fail"
+    assert not (tmp_path / "out" / "answers.json").exists()
     assert verdicts["kl_mean"] == "not measured"
     assert report["fidelity"]["kl_mean"] is None
     assert report["verdict"] == "fail"

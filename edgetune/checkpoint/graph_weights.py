@@ -1,0 +1,163 @@
+"""The quantized weights of a graph, read back as those of a checkpoint's modules.
+
+onnxruntime-genai's builder joins attention's three projections into one product and splits a
+joint gate and up projection into two; here each module gets its rows again. The graph's structure
+is read whole, its data a block of rows at a time. A symmetric MatMulNBits stores codes of 4 or 8
+bits, one scale s for each group of a row: a weight is (code − 2^(bits−1)) · s, so |s| is the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgetune.errors import StepFailedError
+
+_NAME = ".MatMul.weight_Q"
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_BLOCK_VALUES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie."""
+
+    file: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class GraphMatrix:
+    """A quantized matrix [outputs, inputs] of the graph."""
+
+    outputs: int
+    inputs: int
+    bits: int
+    group_size: int
+    codes: Place
+    scales: Place
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows start…stop of a matrix of the graph: a module, or a part of one."""
+
+    matrix: GraphMatrix
+    start: int
+    stop: int
+
+
+def read_matrices(folder: Path) -> dict[str, GraphMatrix]:
+    """{the builder's name of a product, such as model.layers.0.attn.o_proj: its quantized matrix};
+    empty for a float graph. Raises StepFailedError for a matrix that is not symmetric."""
+    import onnx
+
+    graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    found: dict[str, GraphMatrix] = {}
+    for node in graph.node:
+        if node.op_type != "MatMulNBits" or _NAME not in node.input[1]:
+            continue
+        if len(node.input) > 3 and node.input[3]:
+            msg = f"{folder}: {node.name} has zero points, which are not read here"
+            raise StepFailedError(msg, "this is an error in edgetune; please report it")
+        number = {attribute.name: int(attribute.i) for attribute in node.attribute}
+        found[node.input[1].partition(_NAME)[0]] = GraphMatrix(
+            outputs=number["N"],
+            inputs=number["K"],
+            bits=number.get("bits", 4),
+            group_size=number["block_size"],
+            codes=_place(folder, tensors[node.input[1]]),
+            scales=_place(folder, tensors[node.input[2]]),
+        )
+    return found
+
+
+def pieces_of(
+    module: str, shapes: Mapping[str, tuple[int, ...]], matrices: Mapping[str, GraphMatrix]
+) -> list[Piece]:
+    """The rows of the graph that hold a module's weight, in order; empty where it has none.
+
+    `shapes`: {module: shape of its weight} of the whole checkpoint.
+    """
+    rows = shapes[module][0]
+    name = module.replace(".self_attn.", ".attn.")
+    if module == "model.embed_tokens" and "lm_head" not in shapes:
+        name = "lm_head"  # tied: the head's matrix serves both
+    parent, _, leaf = name.rpartition(".")
+    pieces: list[Piece] = []
+    if name in matrices:
+        pieces = [Piece(matrices[name], 0, rows)]
+    elif leaf in _PROJECTIONS and f"{parent}.qkv_proj" in matrices:
+        own = module.rpartition(".")[0]
+        before = _PROJECTIONS[: _PROJECTIONS.index(leaf)]
+        start = sum(shapes[f"{own}.{other}"][0] for other in before)
+        pieces = [Piece(matrices[f"{parent}.qkv_proj"], start, start + rows)]
+    elif leaf == "gate_up_proj":
+        halves = [matrices.get(f"{parent}.{half}") for half in ("gate_proj", "up_proj")]
+        pieces = [Piece(half, 0, half.outputs) for half in halves if half is not None]
+    whole = sum(piece.stop - piece.start for piece in pieces) == rows
+    fits = all(p.stop <= p.matrix.outputs and p.matrix.inputs == shapes[module][1] for p in pieces)
+    return pieces if whole and fits else []
+
+
+def blocks_of(pieces: list[Piece]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(first row in the module, weights [n, inputs], steps [n, inputs]) of blocks of rows, float32:
+    what the graph computes with, and the distance of two neighbouring values there."""
+    row = 0
+    for piece in pieces:
+        height = max(1, _BLOCK_VALUES // piece.matrix.inputs)
+        for start in range(piece.start, piece.stop, height):
+            stop = min(start + height, piece.stop)
+            yield row, *_rows(piece.matrix, start, stop)
+            row += stop - start
+
+
+def whole_weight(pieces: list[Piece]) -> torch.Tensor:
+    """A module's weight as the graph computes with it, float32 [outputs, inputs]."""
+    return torch.cat([weights for _, weights, _ in blocks_of(pieces)])
+
+
+def _rows(matrix: GraphMatrix, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    groups = -(-matrix.inputs // matrix.group_size)
+    width = groups * (matrix.group_size * matrix.bits // 8)
+    packed = _read(matrix.codes, np.uint8, start * width, (stop - start) * width)
+    scales = _read(matrix.scales, np.float32, start * groups, (stop - start) * groups)
+    if matrix.bits == 4:
+        # The lower half of a byte is the earlier weight.
+        packed = np.stack([packed & 15, packed >> 4], axis=-1)
+    codes = torch.from_numpy(packed.reshape(stop - start, groups, matrix.group_size))
+    scale = torch.from_numpy(scales).reshape(stop - start, groups, 1)
+    values = (codes.float() - 2 ** (matrix.bits - 1)) * scale
+    steps = scale.abs().expand_as(values)
+    # A last short group is filled up.
+    return values.flatten(1)[:, : matrix.inputs], steps.flatten(1)[:, : matrix.inputs]
+
+
+def _read(place: Place, dtype: Any, first: int, count: int) -> np.ndarray[Any, Any]:
+    size = np.dtype(dtype).itemsize
+    if (first + count) * size > place.length:
+        msg = f"{place.file}: a quantized weight is shorter than its shape"
+        raise StepFailedError(msg, "build the graph again")
+    found = np.fromfile(place.file, dtype=dtype, count=count, offset=place.offset + first * size)
+    if len(found) != count:
+        msg = f"{place.file}: truncated"
+        raise StepFailedError(msg, "build the graph again")
+    return found
+
+
+def _place(folder: Path, tensor: Any) -> Place:
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    if "location" not in where:
+        msg = f"{folder}: {tensor.name} is not stored beside the graph"
+        raise StepFailedError(msg, "this is an error in edgetune; please report it")
+    nbytes = math.prod(tensor.dims) * (4 if tensor.data_type == 1 else 1)
+    file = folder / where["location"]
+    return Place(file, int(where.get("offset", 0)), int(where.get("length", nbytes)))

@@ -1,0 +1,94 @@
+"""In words: which merge was taken and why, and in which modules the fine-tune was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgetune.report.schema import MergeCandidate, ModuleSurvival, Report
+from edgetune.report.verdict import DROP, Judgement
+from edgetune.report.words import nats, percent
+
+_NAMED = 3
+
+
+def where_it_was_lost(report: Report, judgement: Judgement) -> str | None:
+    """The modules to look at where a check of the fine-tune failed; null where none did, or
+    nothing is known of the modules."""
+    failed = (c.name for c in judgement.checks if c.verdict == "fail")
+    if not any(name in ("retention", "kl_mean") or name.endswith(DROP) for name in failed):
+        return None
+    modules = report.survival.modules if report.survival else []
+    if not modules:
+        return None
+    erased = [module for module in modules if is_erased(module)]
+    if not erased:
+        return f"least is left in: {_names(modules)}"
+    why = "the quantization's noise is larger than the change that the fine-tune made"
+    if any(module.retention for module in modules):
+        why = "quantized alone, it takes away all that the fine-tune changed"
+        if len(erased) > 1:
+            why = "each, quantized alone, takes away all that the fine-tune changed"
+    return f"erased in: {_names(erased)}: {why} ({len(erased)} of {len(modules)} modules)"
+
+
+def is_erased(module: ModuleSurvival) -> bool:
+    """Nothing is left of the fine-tune when this module alone is quantized; where that was not
+    run, its change is smaller than what quantization adds to it. Said of a report that failed:
+    noise has no direction, and a fine-tune below it can survive."""
+    if module.retention is not None:
+        return module.retention.value < 0
+    return module.snr is not None and module.snr < 1
+
+
+def survival_rows(report: Report, most: int = 10) -> list[tuple[str, ...]]:
+    """Module, ‖Δ‖/‖W‖, step, share below half a step, signal to noise, KL and retention alone: the
+    worst first."""
+    modules = report.survival.modules if report.survival else []
+    return [
+        (
+            module.name,
+            "–" if module.delta_relative is None else percent(module.delta_relative, 2),
+            f"{module.step:.2g}",
+            percent(module.below_step),
+            "–" if module.snr is None else f"{module.snr:.2f}",
+            nats(module.kl_mean.value) if module.kl_mean else "not measured",
+            percent(module.retention.value) if module.retention else "not measured",
+        )
+        for module in modules[:most]
+    ]
+
+
+SURVIVAL_COLUMNS = (
+    "module",
+    "change",
+    "step",
+    "below half a step",
+    "signal to noise",
+    "KL alone",
+    "retention alone",
+)
+
+
+def certificate_lines(report: Report) -> Iterator[str]:
+    """How far the merge is from the trained model; where two were compared, both."""
+    certificate = report.merge.certificate if report.merge else None
+    if certificate is None:
+        return
+    several = len(certificate.candidates) > 1
+    for candidate in certificate.candidates:
+        taken = several and candidate.onto == certificate.chosen
+        yield f"{_merge_in_words(candidate)}{'; taken' if taken else ''}"
+
+
+def _merge_in_words(candidate: MergeCandidate) -> str:
+    name = f"onto the {candidate.onto} base" if candidate.onto else "the merged checkpoint"
+    return (
+        f"{name}: KL from the trained model {nats(candidate.kl_mean.value)} nats, top-1 agreement "
+        f"{percent(candidate.top1_agreement.value, 2)}, logits within "
+        f"{candidate.parity_max_abs:.1e} of the {candidate.parity_against}"
+    )
+
+
+def _names(modules: list[ModuleSurvival]) -> str:
+    text = ", ".join(module.name for module in modules[:_NAMED])
+    return f"{text} …" if len(modules) > _NAMED else text

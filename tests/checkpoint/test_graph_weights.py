@@ -1,0 +1,147 @@
+"""The graph's weights, read back: those that ONNX Runtime computes with, each at its module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
+
+from edgetune.checkpoint import graph_weights
+from edgetune.checkpoint.graph_weights import (
+    GraphMatrix,
+    Place,
+    blocks_of,
+    pieces_of,
+    read_matrices,
+    whole_weight,
+)
+from edgetune.errors import StepFailedError
+from edgetune.optimize.streamed import quantize_rows
+from tests.tiny_package import VARIANT, tiny_package
+
+
+def shapes_of(weights: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {n.removesuffix(".weight"): tuple(t.shape) for n, t in weights.items()}
+
+
+def matrix(outputs: int = 4, inputs: int = 32) -> GraphMatrix:
+    place = Place(Path("x"), 0, 0)
+    return GraphMatrix(outputs, inputs, 8, 32, place, place)
+
+
+def product(folder: Path, weight: torch.Tensor, bits: int, group: int, **more: Any) -> None:
+    """A graph of one MatMulNBits, its data beside it."""
+    packed, scales = quantize_rows(weight, bits, group)
+    name = "model.layers.0.mlp.down_proj.MatMul.weight"
+    tensors = [
+        numpy_helper.from_array(packed, f"{name}_Q{bits}"),
+        numpy_helper.from_array(scales, f"{name}_scales"),
+    ]
+    node = helper.make_node(
+        "MatMulNBits", ["x", *(tensor.name for tensor in tensors), *more.get("inputs", ())], ["y"],
+        domain="com.microsoft", K=weight.shape[1], N=weight.shape[0], bits=bits, block_size=group,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, weight.shape[1]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, weight.shape[0]])],
+        tensors,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.save_model(
+        model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data",
+        size_threshold=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("bits", "group", "inputs"), [(4, 32, 64), (8, 32, 64), (4, 16, 40)])
+def test_they_are_what_onnxruntime_computes_with(
+    tmp_path: Path, bits: int, group: int, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime as ort
+
+    monkeypatch.setattr(graph_weights, "_BLOCK_VALUES", 3 * inputs)
+    weight = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0))
+    product(tmp_path, weight, bits, group)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (columns,) = session.run(None, {"x": np.eye(inputs, dtype=np.float32)})
+    (name, found), *_ = read_matrices(tmp_path).items()
+    assert name == "model.layers.0.mlp.down_proj"
+    pieces = pieces_of(name, {name: (8, inputs)}, {name: found})
+    read = whole_weight(pieces)
+    assert read.numpy() == pytest.approx(columns.T, abs=1e-6)
+    steps = torch.cat([step for _, _, step in blocks_of(pieces)])
+    assert [row for row, _, _ in blocks_of(pieces)] == [0, 3, 6]
+    # to nearest, but for the largest of a group, which may be cut by a step
+    off = (read - weight).abs() / steps
+    assert float(off.max()) <= 1.001
+    assert float((off <= 0.501).float().mean()) > 0.9
+
+
+def test_a_matrix_with_zero_points_is_not_misread(tmp_path: Path) -> None:
+    product(tmp_path, torch.randn(8, 32), 4, 32, inputs=("zero_points",))
+    with pytest.raises(StepFailedError, match="zero points"):
+        read_matrices(tmp_path)
+
+
+def test_every_module_of_a_real_graph_is_found(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    package = tiny_package(tmp_path_factory)
+    weights = load_file(package.parent / "checkpoint" / "model.safetensors")
+    shapes, matrices = shapes_of(weights), read_matrices(package / VARIANT)
+    assert any(name.endswith("qkv_proj") for name in matrices)  # joined by the builder
+    linears = [n for n, shape in shapes.items() if len(shape) == 2 and "embed" not in n]
+    assert len(linears) == 15
+    for module in linears:
+        pieces = pieces_of(module, shapes, matrices)
+        exact, read = weights[f"{module}.weight"].float(), whole_weight(pieces)
+        steps = torch.cat([step for _, _, step in blocks_of(pieces)])
+        assert bool(((read - exact).abs() <= 1.01 * steps).all()), module
+    assert pieces_of("model.embed_tokens", shapes, matrices) == []
+
+
+def test_joined_and_split_products_are_told_apart() -> None:
+    layer = "model.layers.0"
+    matrices = {
+        f"{layer}.attn.qkv_proj": matrix(12), f"{layer}.mlp.gate_proj": matrix(8),
+        f"{layer}.mlp.up_proj": matrix(8),
+    }  # fmt: skip
+    shapes = {
+        f"{layer}.self_attn.q_proj": (8, 32), f"{layer}.self_attn.k_proj": (2, 32),
+        f"{layer}.self_attn.v_proj": (2, 32), f"{layer}.mlp.gate_up_proj": (16, 32),
+        f"{layer}.mlp.down_proj": (8, 32),
+    }  # fmt: skip
+
+    def rows(module: str) -> list[tuple[int, int]]:
+        return [(p.start, p.stop) for p in pieces_of(f"{layer}.{module}", shapes, matrices)]
+
+    assert rows("self_attn.q_proj") == [(0, 8)]
+    assert rows("self_attn.k_proj") == [(8, 10)]
+    assert rows("self_attn.v_proj") == [(10, 12)]
+    assert rows("mlp.gate_up_proj") == [(0, 8), (0, 8)]
+    assert rows("mlp.down_proj") == []
+
+
+def test_a_matrix_of_another_shape_is_none_of_the_module() -> None:
+    shapes = {"lm_head": (5, 32), "model.embed_tokens": (4, 32)}
+    assert pieces_of("lm_head", shapes, {"lm_head": matrix(4)}) == []
+    assert pieces_of("lm_head", {"lm_head": (4, 64)}, {"lm_head": matrix(4)}) == []
+    # a tied embedding is the head's matrix
+    tied = {"model.embed_tokens": (4, 32)}
+    assert len(pieces_of("model.embed_tokens", tied, {"lm_head": matrix(4)})) == 1
+
+
+def test_a_shortened_file_is_told(tmp_path: Path) -> None:
+    product(tmp_path, torch.randn(8, 32), 8, 32)
+    (name, found), *_ = read_matrices(tmp_path).items()
+    (tmp_path / "model.onnx.data").write_bytes(b"short")
+    with pytest.raises(StepFailedError, match="truncated"):
+        whole_weight(pieces_of(name, {name: (8, 32)}, {name: found}))
