@@ -12,7 +12,7 @@ import pytest
 from edgetune.report.markdown import to_markdown
 from edgetune.report.terminal import summary_lines
 from edgetune.runtime.session import open_package
-from edgetune.validate import latency
+from edgetune.validate import rounds
 from edgetune.validate.package import exit_code_of, validate_package
 from edgetune.validate.self_test import load_self_test
 from edgetune.validate.tokenizer_parity import tokenizer_parity
@@ -22,9 +22,10 @@ from tests.tiny_package import VARIANT, copy_of, sign
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "BLOCK_S", 0.005)
-    monkeypatch.setattr(latency, "ROUNDS", 3)
-    monkeypatch.setattr(latency, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(rounds, "BLOCK_S", 0.005)
+    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(rounds, "_SETTLE_S", 0.0)
 
 
 def _json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

@@ -15,7 +15,7 @@ from edgetune.report.schema import load_report, parse_report
 from edgetune.report.terminal import summary_lines
 from edgetune.report.words import carried_note
 from edgetune.runtime.describe import describe_package
-from edgetune.validate import latency
+from edgetune.validate import rounds
 from edgetune.validate.privacy import LEFT_OUT, without_text
 from edgetune.validate.validate import validate_step
 from tests.report.sample import make, make_report
@@ -24,9 +24,10 @@ from tests.tiny_package import PROMPTS, VARIANT, copy_of, sign
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "BLOCK_S", 0.005)
-    monkeypatch.setattr(latency, "ROUNDS", 3)
-    monkeypatch.setattr(latency, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(rounds, "BLOCK_S", 0.005)
+    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(rounds, "_SETTLE_S", 0.0)
 
 
 def _carries(text: dict[str, int] | None, source: str = "evaluation data") -> dict[str, Any]:
