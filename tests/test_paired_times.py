@@ -25,7 +25,11 @@ def test_a_ratio_of_medians_sees_a_slowdown_through_drift() -> None:
     candidate = 1.1 * drift * generator.normal(1.0, 0.01, size=(8, 6))
     found = paired_times.ratio_of_medians(reference, candidate)
     assert found.value == pytest.approx(1.1, abs=0.01)
-    assert 1.05 < found.low < found.value < found.high < 1.15
+    # Of one launch it is not known what other processes would have given.
+    assert 0.95 < found.low < 1.05 < 1.15 < found.high
+    launches = np.repeat(np.arange(4), 2)
+    told = paired_times.ratio_of_medians(reference, candidate, launches)
+    assert 1.05 < told.low < told.value < told.high < 1.15
     with pytest.raises(ValueError, match="as many rounds"):
         paired_times.ratio_of_medians(reference, candidate[:3])
     with pytest.raises(ValueError, match="positive times"):
@@ -51,7 +55,7 @@ def test_with_one_time_a_round_it_is_near_scipys_and_statsmodels_paired_t_interv
     generator = np.random.default_rng(4)
     a = np.exp(generator.normal(0, 0.05, size=(40, 1)))
     b = np.exp(generator.normal(0.1, 0.05, size=(40, 1)))
-    found = paired_times.ratio_of_medians(a, b)
+    found = paired_times.ratio_of_medians(a, b, np.arange(40))
     logs = (np.log(b) - np.log(a))[:, 0]
     low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.9)
     assert weightstats.DescrStatsW(logs).tconfint_mean(0.1) == pytest.approx((low, high))
@@ -59,16 +63,20 @@ def test_with_one_time_a_round_it_is_near_scipys_and_statsmodels_paired_t_interv
     assert high - low <= width * 1.0001 < 1.8 * (high - low)
 
 
-@pytest.mark.parametrize("rounds", [3, 6, 20])
-def test_the_bounds_hold_the_truth_about_as_often_as_they_say(rounds: int) -> None:
-    generator, above, below, runs = np.random.default_rng(rounds), 0, 0, 200
+@pytest.mark.parametrize("launches", [1, 4, 7])
+def test_the_bounds_hold_the_truth_about_as_often_as_they_say(launches: int) -> None:
+    # Levels that jump, heavy tails, and processes that differ by what is assumed of one launch.
+    generator, above, below, runs = np.random.default_rng(launches), 0, 0, 200
+    rounds = 10 + 5 * (launches - 1)
+    number = np.array([0] * 10 + [k for k in range(1, launches) for _ in range(5)])
     for _ in range(runs):
         level = np.exp(generator.normal(0, 0.3, size=(rounds, 1)))
         a, b = level * np.exp(generator.standard_t(3, size=(2, rounds, 6)) * 0.05)
-        found = paired_times.ratio_of_medians(a, b, resamples=200)
+        b *= np.exp(generator.normal(0, paired_times.PROCESS_SPREAD, size=launches))[number, None]
+        found = paired_times.ratio_of_medians(a, b, number, resamples=100)
         above += found.low > 1
         below += found.high < 1
-    # 5 % each; 9 % is three standard errors above.
+    # 5 % each; 9.5 % is three standard errors above.
     assert above / runs < 0.095
     assert below / runs < 0.095
     assert above + below > 0

@@ -3,12 +3,12 @@
     python tools/bench_gate.py                 the tables of docs/gates.md, 1,000 runs a row
     python tools/bench_gate.py --here 20       identical work measured 20 times on this machine
 
-A simulated latency run takes rounds from the traces in tools/data/latency_traces.json: stretches of
-neighbouring rounds of about ten (a stationary bootstrap: Politis & Romano 1994), so that drift,
-bursts and autocorrelation stay, each with its sides exchanged by a coin, so that the two sides are
-equal in truth. What two processes of the same program differ by is added as it was measured. The
-rounds then go through edgetune's own stopping rule, interval and verdict. Accuracy runs draw what
-is lost and gained by n items.
+A simulated measurement takes its rounds from the traces in tools/data/latency_traces.json: each
+launch a stretch of neighbouring rounds of one session, so that drift, bursts and autocorrelation
+stay, with its sides exchanged by a coin, so that the two are equal in truth. What two processes of
+the same program differ by is taken out of each session and drawn anew for each launch, with the
+spread that the sessions show. The rounds then go through edgetune's own plan, rule for further
+launches, interval and verdict. Accuracy runs draw what is lost and gained by n items.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from edgetune import paired_times, statistics
 from edgetune.report.schema import Interval
 from edgetune.report.verdict import decide
 from edgetune.validate.gate_self_test import FLIPS, LOSS, MARGIN, RATIO_LIMIT, measure_ratio
-from edgetune.validate.rounds import MOST_ROUNDS, goes_on, plan_rounds
+from edgetune.validate.rounds import LAUNCH_ROUNDS, another_launch, plan_rounds
 
 TRACES = Path(__file__).parent / "data" / "latency_traces.json"
 SLOWDOWNS = (1.0, 1.05, 1.10)
-STRETCH = 10
 SETTLE_S = 0.05
+# What it takes to start both processes again.
+LAUNCH_S = 2.5
 
 # Blocks in ms: [rounds, the four blocks A B B A, answers].
 Session = npt.NDArray[np.float64]
@@ -53,34 +54,49 @@ def load_traces(path: Path = TRACES) -> tuple[dict[str, Any], dict[str, list[Ses
     return value, found
 
 
-def process_spread(sessions: Sequence[Session]) -> float:
-    """The standard deviation of what two processes of the same program differ by, in the logarithm:
-    the sessions' ratios vary by more than their rounds explain, or it is 0."""
-    logs = [np.log(_sides(s)[1]).mean(1) - np.log(_sides(s)[0]).mean(1) for s in sessions]
+def process_spread(sessions: Sequence[Session]) -> tuple[float, list[float]]:
+    """(the standard deviation of what two processes of the same program differ by, in the
+    logarithm; how much of it each session has). The sessions' ratios vary by more than their rounds
+    explain, or it is 0; a session's own share is its ratio shrunk by how well it is known."""
+    logs = [_log_ratios(session) for session in sessions]
     means = np.array([values.mean() for values in logs])
-    explained = np.mean([values.var(ddof=1) / len(values) for values in logs])
-    # Of no difference in truth: around 0, not around the sessions' own mean.
-    return math.sqrt(max(0.0, float(np.mean(means**2) - explained)))
+    explained = np.array([values.var(ddof=1) / len(values) for values in logs])
+    # Two equal programs differ by 0 in truth: not by the sessions' own mean.
+    variance = max(0.0, float(np.mean(means**2 - explained)))
+    own = means * variance / (variance + explained) if variance else np.zeros(len(means))
+    return math.sqrt(variance), own.tolist()
 
 
 def simulate_run(
-    sessions: Sequence[Session], slowdown: float, spread: float, generator: np.random.Generator
-) -> tuple[statistics.Interval, int]:
-    """(the ratio that one measurement of a side that is slower by `slowdown` gives, its rounds)."""
-    blocks = _draw(sessions, generator)
-    factor = slowdown * math.exp(generator.normal(0.0, spread))
-    below, above = _sides(blocks)
-    above = above * factor
-    planned, _ = plan_rounds([float(below[0, 0]) / 1e3, float(above[0, 0]) / 1e3])
-    seconds = (below.sum(1) + above.sum(1)) / 1e3 + 4 * SETTLE_S
-    done = 0
+    sessions: Sequence[Session], slowdown: float, generator: np.random.Generator
+) -> tuple[statistics.Interval, int, float]:
+    """(the ratio that one measurement of a side that is slower by `slowdown` gives, its launches,
+    its seconds)."""
+    spread, own = process_spread(sessions)
+    answers = min(session.shape[2] for session in sessions)
+    below, above = np.empty((0, 2 * answers)), np.empty((0, 2 * answers))
+    numbers: list[int] = []
+    elapsed, took, launches, rounds = 0.0, 0.0, 0, 0
 
     def ratio() -> statistics.Interval:
-        return paired_times.ratio_of_medians(below[:done], above[:done])
+        return paired_times.ratio_of_medians(below, above, numbers)
 
-    while goes_on(done, planned, float(seconds[:done].sum()), ratio):
-        done += 1
-    return ratio(), done
+    while launches == 0 or another_launch(launches, elapsed, took, ratio):
+        pick = int(generator.integers(len(sessions)))
+        a, b = _sides(sessions[pick][:, :, :answers])
+        if launches == 0:
+            rounds, _ = plan_rounds([float(np.median(a)) / 1e3, float(np.median(b)) / 1e3])
+        count = rounds if launches == 0 else LAUNCH_ROUNDS
+        first = int(generator.integers(max(1, len(a) - count + 1)))
+        a, b = a[first : first + count], b[first : first + count] * math.exp(-own[pick])
+        if generator.random() < 0.5:
+            a, b = b, a
+        b = b * slowdown * math.exp(generator.normal(0.0, spread))
+        took = float(a.sum() + b.sum()) / 1e3 + 4 * SETTLE_S * len(a) + LAUNCH_S * (launches > 0)
+        below, above = np.concatenate([below, a]), np.concatenate([above, b])
+        numbers += [launches] * len(a)
+        launches, elapsed = launches + 1, elapsed + took
+    return ratio(), launches, elapsed
 
 
 def latency_rows(
@@ -89,22 +105,23 @@ def latency_rows(
     """A row for every sort of machine and slowdown."""
     rows: list[Row] = []
     for name, sessions in traces.items():
-        spread = process_spread(sessions)
         for slowdown in SLOWDOWNS:
             progress(f"{name}, × {slowdown:g}")
             generator = np.random.default_rng(0)
             verdicts: Counter[str] = Counter()
-            halves, counts, missed = [], [], 0
+            halves, counts, times, missed = [], [], [], 0
             for _ in range(runs):
-                found, done = simulate_run(sessions, slowdown, spread, generator)
+                found, launches, seconds = simulate_run(sessions, slowdown, generator)
                 verdicts[_decide(found, RATIO_LIMIT)] += 1
                 halves.append(math.log(found.high / found.low) / 2)
-                counts.append(done)
+                counts.append(launches)
+                times.append(seconds)
                 missed += found.low > slowdown
             label = "A/A" if slowdown == 1 else f"+{slowdown - 1:.0%}"
             width = f"± {100 * float(np.median(halves)):.1f} %"
             low = f"{missed / runs:.1%}"
-            rows.append((name, label, *_shares(verdicts, runs), width, low, _median(counts)))
+            medians = (f"{float(np.median(counts)):.0f}", f"{float(np.median(times)):.0f}")
+            rows.append((name, label, *_shares(verdicts, runs), width, low, *medians))
     return rows
 
 
@@ -162,13 +179,13 @@ def main() -> None:
     print(f"Noise recorded with {head['what']}, {head['threads']} threads, {head['cpu']}.\n")
     for name, sessions in traces.items():
         rounds = sum(map(len, sessions))
-        spread = process_spread(sessions)
+        spread, _ = process_spread(sessions)
         print(
             f"* {name}: {len(sessions)} sessions, {rounds} rounds; two processes differ by "
             f"{spread:.1%}"
         )
     columns: Row = ("machine", "truth", "pass", "inconclusive", "fail", "median width",
-               "low bound above the truth", "median rounds")  # fmt: skip
+               "low bound above the truth", "launches", "s")  # fmt: skip
     print(f"\nTime to answer, limit {RATIO_LIMIT:g} × the reference, {options.runs} runs each:\n")
     _table(columns, latency_rows(traces, options.runs, lambda t: print(t, file=sys.stderr)))
     columns = ("margin", "truth", "flips", "n", "pass", "inconclusive", "fail")
@@ -176,21 +193,11 @@ def main() -> None:
     _table(columns, accuracy_rows(options.runs))
 
 
-def _draw(sessions: Sequence[Session], generator: np.random.Generator) -> Session:
-    """MOST_ROUNDS rounds in stretches, sides exchanged by a coin."""
-    sizes = np.array([len(session) for session in sessions], dtype=float)
-    # Blocks that were recorded under more load have fewer answers.
-    answers = min(session.shape[2] for session in sessions)
-    drawn: list[Session] = []
-    total = 0
-    while total < MOST_ROUNDS:
-        session = sessions[generator.choice(len(sessions), p=sizes / sizes.sum())]
-        length = min(int(generator.geometric(1 / STRETCH)), MOST_ROUNDS - total)
-        start = int(generator.integers(len(session)))
-        stretch = session[(start + np.arange(length)) % len(session), :, :answers]
-        drawn.append(stretch[:, [1, 0, 3, 2]] if generator.random() < 0.5 else stretch)
-        total += length
-    return np.concatenate(drawn)
+def _log_ratios(session: Session) -> npt.NDArray[np.float64]:
+    """Of each round, B to A."""
+    below, above = _sides(session)
+    ratios: npt.NDArray[np.float64] = np.log(np.median(above, 1)) - np.log(np.median(below, 1))
+    return ratios
 
 
 def _sides(blocks: Session) -> tuple[Session, Session]:
@@ -205,10 +212,6 @@ def _decide(found: statistics.Interval, limit: float) -> str:
 
 def _shares(verdicts: Mapping[str, int], runs: int) -> tuple[str, ...]:
     return tuple(f"{verdicts.get(v, 0) / runs:.1%}" for v in ("pass", "inconclusive", "fail"))
-
-
-def _median(counts: Sequence[int]) -> str:
-    return f"{float(np.median(counts)):.0f}"
 
 
 def _points(share: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,14 @@ from edgetune import statistics
 from edgetune.child import python_path
 from edgetune.report import schema
 from edgetune.report.verdict import decide, judge
-from edgetune.validate.rounds import Side, plan_rounds, ratio_of, run_rounds, seconds_per_answer
+from edgetune.validate.rounds import (
+    Side,
+    plan_rounds,
+    ratio_of,
+    run_launches,
+    run_rounds,
+    seconds_per_answer,
+)
 from edgetune.validate.worker import Worker, open_worker
 
 MODULE = "edgetune.validate.workload_worker"
@@ -66,8 +74,16 @@ def measure_ratio(slowdown: float, progress: Progress) -> statistics.Interval:
         second = workers[1].ask({"units": units}, _LOAD_TIMEOUT_S)
         sides = [Side(w, ready) for w, ready in zip(workers, (first, second), strict=True)]
         rounds, repeats = plan_rounds([seconds_per_answer(side) for side in sides])
-        run_rounds(sides, rounds, repeats, progress)
-        return ratio_of(*sides)
+        started = time.monotonic()
+        run_rounds(sides, rounds, repeats, 0, progress)
+    run_launches(sides, repeats, _open_again, started, progress)
+    return ratio_of(*sides)
+
+
+def _open_again(stack: ExitStack, side: Side) -> Worker:
+    worker = _open(stack)
+    worker.ask({"units": side.ready["units"]}, _LOAD_TIMEOUT_S)
+    return worker
 
 
 def _latency_checks(progress: Progress) -> Iterator[dict[str, Any]]:

@@ -8,8 +8,10 @@ to be thorough, answer for a whole minute, each alone.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,11 @@ from edgetune.validate.rounds import (
     Side,
     plan_rounds,
     ratio_of,
+    run_launches,
     run_rounds,
     seconds_per_answer,
 )
-from edgetune.validate.worker import open_worker
+from edgetune.validate.worker import Worker, open_worker
 
 CANDIDATE_MODULE = "edgetune.validate.latency_worker"
 REFERENCE_MODULE = "edgetune.reference.latency_worker"
@@ -66,14 +69,23 @@ def measure_latency(
         progress("latency: opening the package")
         candidate = _open(stack, CANDIDATE_MODULE, candidate_job)
         sides = [side for side in (reference, candidate) if side is not None]
+        jobs = {id(candidate): candidate_job}
+        if reference is not None:
+            # Only the data type that was found faster.
+            types = {"dtype_candidates": [reference.ready["dtype"]]}
+            jobs[id(reference)] = {**(reference_job or {}), **types}
         rounds, repeats = plan_rounds([seconds_per_answer(side) for side in sides])
-        rounds = run_rounds(sides, rounds, repeats, progress)
+        started = time.monotonic()
+        run_rounds(sides, rounds, repeats, 0, progress)
+        measured_s = time.monotonic() - started
         lasting = [sustained(side, progress) if thorough else None for side in sides]
+    if reference is not None:
+        started = time.monotonic() - measured_s
+        run_launches(sides, repeats, partial(_open_again, jobs), started, progress)
     # The workers have ended, and with them their hold on the files.
     found = []
     for side, minute in zip(sides, lasting, strict=True):
-        job = candidate_job if side is candidate else reference_job or {}
-        cold_s, why = _load_cold(side, job, progress)
+        cold_s, why = _load_cold(side, jobs[id(side)], progress)
         tokens = _tokens_of(side, candidate_job)
         found.append({**figures_of(side), "load_cold_s": cold_s, "sustained": minute})
         found[-1]["reasons"] = {} if why is None else {"load_cold_s": why}
@@ -86,7 +98,8 @@ def measure_latency(
         "prompt_tokens": len(candidate_job["prompt_ids"]),
         "new_tokens": candidate_job["new_tokens"],
         "threads": candidate_job["threads"],
-        "rounds": rounds,
+        "rounds": len(candidate.launches),
+        "launches": candidate.launches[-1] + 1,
         "answers": candidate.answers,
     }
 
@@ -95,13 +108,16 @@ def _load_cold(
     side: Side, job: Mapping[str, Any], progress: Progress
 ) -> tuple[float | None, str | None]:
     progress("latency: loading with a cold page cache")
-    folder = Path(job["checkpoint"]) if "checkpoint" in job else None
-    if folder is not None:
-        # Only the data type that was measured.
-        job = {**job, "dtype_candidates": [side.ready["dtype"]]}
-    else:
-        folder = Path(job["package"]) / job["variant"]
+    folder = Path(job["checkpoint"] if "checkpoint" in job else job["package"])
+    if "checkpoint" not in job:
+        folder = folder / job["variant"]
     return load_cold(side.worker.module, job, folder, float(side.ready["load_s"]))
+
+
+def _open_again(jobs: Mapping[int, Mapping[str, Any]], stack: ExitStack, side: Side) -> Worker:
+    worker = stack.enter_context(open_worker([side.worker.module]))
+    worker.ask(jobs[id(side)], _LOAD_TIMEOUT_S)
+    return worker
 
 
 def _tokens_of(side: Side, job: Mapping[str, Any]) -> int:

@@ -1,8 +1,9 @@
-"""Rounds of A B B A blocks: planned, run, and stopped when the ratio is known well enough.
+"""Rounds of A B B A blocks in several launches of both processes, until the ratio is known.
 
 Two processes are loaded, one is busy at a time. A round cancels a drift that is linear in time, and
 many short rounds follow a machine better than a few long ones: a burst of other work spoils one of
-twenty rounds, not one of six (docs/gates.md has the measured comparison).
+many. Fresh processes average out what two processes of the same program differ by; where the first
+launch already says enough, there is no other (docs/gates.md has what was measured).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,19 +23,21 @@ from edgetune.statistics import Interval
 from edgetune.validate.energy import joules_since, read_energy
 from edgetune.validate.worker import Worker
 
-ROUNDS = 20
-MOST_ROUNDS = 60
+# Rounds of the first launch and of each further one.
+ROUNDS = 10
+LAUNCH_ROUNDS = 5
+MOST_LAUNCHES = 12
 FEWEST_ROUNDS = paired_times.FEWEST_ROUNDS
 BLOCK_S = 0.15
 FEWEST_ANSWERS = 3
-# What the rounds are planned for, and after how long no further one begins.
-BUDGET_S = 20.0
-LIMIT_S = 32.0
-# More rounds than planned are run until the bounds are this near (as a share of the ratio) …
+# What the first launch's rounds are planned for; and after how long no further round or launch
+# begins.
+BUDGET_S = 12.0
+LIMIT_S = 35.0
+# Further launches are made until the bounds are this near (as a share of the ratio) …
 PRECISE = 0.02
 # … or the ratio is this many times further from 1 than its bounds are from it.
 CLEAR = 4.0
-_LOOK_EVERY = 5
 RUN_TIMEOUT_S = 1800.0
 # Thread pools spin for a moment after their work is done.
 _SETTLE_S = 0.05
@@ -44,11 +48,13 @@ Progress = Callable[[str], None]
 
 @dataclass
 class Side:
-    """One worker and what it measured: {figure: a list of times for each round}."""
+    """One side's worker, and what its workers measured: {figure: a list of times a round}."""
 
     worker: Worker
     ready: Mapping[str, Any]
-    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
+    rounds: dict[str, list[list[float]]] = field(default_factory=lambda: {key: [] for key in TIMES})
+    # The launch of each round, from 0.
+    launches: list[int] = field(default_factory=list)
     # Milliseconds of each new token but the first, of all answers.
     token_ms: list[float] = field(default_factory=list)
     answers: int = 0
@@ -67,17 +73,20 @@ class Side:
         self.peak_rss_mb = answer.get("peak_rss_mb")
         return answer
 
-    def block(self, repeats: int, round_number: int) -> None:
+    def begin_round(self, launch: int) -> None:
+        """What `block` keeps from now on belongs to a new round."""
+        self.launches.append(launch)
+        for rounds in self.rounds.values():
+            rounds.append([])
+
+    def block(self, repeats: int) -> None:
         """One block, kept."""
         before = read_energy()
         answer = self.run(repeats)
         used = joules_since(before)
         self.joules = None if used is None or self.joules is None else self.joules + used
-        for key in TIMES:
-            rounds = self.rounds.setdefault(key, [])
-            if len(rounds) == round_number:
-                rounds.append([])
-            rounds[round_number].extend(float(value) for value in answer[key])
+        for key, rounds in self.rounds.items():
+            rounds[-1].extend(float(value) for value in answer[key])
         self.token_ms.extend(float(value) for value in answer["token_ms"])
         self.cpu_s += float(answer["cpu_s"])
         self.answers += repeats
@@ -92,7 +101,7 @@ def seconds_per_answer(side: Side) -> float:
 def plan_rounds(seconds: Sequence[float]) -> tuple[int, list[int]]:
     """(rounds, answers a block for each side) from each side's seconds for one answer.
 
-    Twenty rounds of blocks of 0.15 s and three answers, when 20 s allow it; else fewer answers a
+    Ten rounds of blocks of 0.15 s and three answers, when 12 s allow it; else fewer answers a
     block, down to one; else fewer rounds, down to three.
     """
     wanted = [max(FEWEST_ANSWERS, math.ceil(BLOCK_S / max(s, 1e-6))) for s in seconds]
@@ -111,38 +120,54 @@ def plan_rounds(seconds: Sequence[float]) -> tuple[int, list[int]]:
 
 
 def run_rounds(
-    sides: Sequence[Side], rounds: int, repeats: Sequence[int], progress: Progress
-) -> int:
-    """Run rounds of A B B A (of A A where a side is alone) as long as `goes_on` says; returns how
-    many. `rounds`: how many were planned."""
-    started, done = time.monotonic(), 0
+    sides: Sequence[Side], rounds: int, repeats: Sequence[int], launch: int, progress: Progress
+) -> None:
+    """Run so many rounds of A B B A (of A A where a side is alone). A machine that others made
+    slower than planned for stops after LIMIT_S, and the fewest rounds."""
+    started = time.monotonic()
     order = (0, 1, 1, 0) if len(sides) == 2 else (0, 0)
-    ratio = (lambda: ratio_of(*sides)) if len(sides) == 2 else None
-    while goes_on(done, rounds, time.monotonic() - started, ratio):
-        progress(f"latency: round {done + 1}")
+    for number in range(rounds):
+        if number >= FEWEST_ROUNDS and time.monotonic() - started > LIMIT_S:
+            return
+        progress(f"latency: launch {launch + 1}, round {number + 1} of {rounds}")
+        for side in sides:
+            side.begin_round(launch)
         for index in order:
-            sides[index].block(repeats[index], done)
-        done += 1
-    return done
+            sides[index].block(repeats[index])
 
 
-def goes_on(
-    done: int, planned: int, elapsed_s: float, ratio: Callable[[], Interval] | None
+def run_launches(
+    sides: Sequence[Side],
+    repeats: Sequence[int],
+    open_again: Callable[[ExitStack, Side], Worker],
+    started: float,
+    progress: Progress,
+) -> None:
+    """Fresh processes for both sides and a few rounds, as often as `another_launch` says. The first
+    launch's workers have ended; its rounds began at `started` (time.monotonic())."""
+    took, launches = 0.0, 1
+    while another_launch(launches, time.monotonic() - started, took, lambda: ratio_of(*sides)):
+        began = time.monotonic()
+        with ExitStack() as stack:
+            for side in sides:
+                side.worker = open_again(stack, side)
+                side.run(1)
+            run_rounds(sides, LAUNCH_ROUNDS, repeats, launches, progress)
+        launches, took = launches + 1, time.monotonic() - began
+
+
+def another_launch(
+    launches: int, elapsed_s: float, last_s: float, ratio: Callable[[], Interval]
 ) -> bool:
-    """Whether another round is run: those planned, and where there is a ratio more of them until
-    it is precise. A machine that others made slower than planned for stops at LIMIT_S, after the
-    fewest rounds.
+    """Whether to launch once more: the ratio is not precise, and another launch as long as the last
+    one ends within LIMIT_S.
 
     The rule looks at the bounds' width and at 1, never at a limit that is judged by. How little it
     changes the bounds' errors is simulated by tools/bench_gate.py.
     """
-    if done >= FEWEST_ROUNDS and elapsed_s > LIMIT_S:
+    if launches >= MOST_LAUNCHES or elapsed_s + last_s > LIMIT_S:
         return False
-    if done < planned:
-        return True
-    if ratio is None or done >= MOST_ROUNDS:
-        return False
-    return (done - planned) % _LOOK_EVERY != 0 or not is_precise(ratio())
+    return not is_precise(ratio())
 
 
 def is_precise(ratio: Interval) -> bool:
@@ -154,4 +179,4 @@ def is_precise(ratio: Interval) -> bool:
 def ratio_of(reference: Side, candidate: Side) -> Interval:
     """candidate / reference of the time to answer."""
     below, above = reference.rounds["answer_ms"], candidate.rounds["answer_ms"]
-    return paired_times.ratio_of_medians(np.array(below), np.array(above))
+    return paired_times.ratio_of_medians(np.array(below), np.array(above), candidate.launches)

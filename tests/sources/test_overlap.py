@@ -171,7 +171,7 @@ def test_ten_thousand_rows_each_in_bounded_memory_and_time(length: int) -> None:
 def test_shipped_data_has_no_overlap() -> None:
     folder = shipped_folder("recipes") / "data"
     files = sorted(folder.glob("*/*.calibration.jsonl"))
-    assert len(files) == 8
+    assert len(files) == 9
     for calibration in files:
         evaluation = Path(str(calibration).replace(".calibration.", ".evaluation."))
         mine, others = texts(load_items(evaluation)), texts(load_items(calibration))

@@ -67,7 +67,7 @@ def test_a_workload_of_twice_the_size_takes_about_twice_as_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rounds, "ROUNDS", 4)
-    monkeypatch.setattr(rounds, "MOST_ROUNDS", 4)
+    monkeypatch.setattr(rounds, "MOST_LAUNCHES", 2)
     monkeypatch.setattr(rounds, "BLOCK_S", 0.01)
     monkeypatch.setattr(gate_self_test, "ANSWER_MS", 4.0)
     found = measure_ratio(2.0, lambda _: None)

@@ -23,7 +23,7 @@ from tests.tiny_package import VARIANT
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "BLOCK_S", 0.005)
     monkeypatch.setattr(rounds, "ROUNDS", FEWEST_ROUNDS)
-    monkeypatch.setattr(rounds, "MOST_ROUNDS", FEWEST_ROUNDS)
+    monkeypatch.setattr(rounds, "MOST_LAUNCHES", 1)
     monkeypatch.setattr(rounds, "_SETTLE_S", 0.0)
 
 

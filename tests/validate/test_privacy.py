@@ -26,7 +26,6 @@ from tests.tiny_package import PROMPTS, VARIANT, copy_of, sign
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "BLOCK_S", 0.005)
     monkeypatch.setattr(rounds, "ROUNDS", 3)
-    monkeypatch.setattr(rounds, "MOST_ROUNDS", 3)
     monkeypatch.setattr(rounds, "_SETTLE_S", 0.0)
 
 
