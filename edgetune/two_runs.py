@@ -10,20 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgetune.paired_times import FEWEST_ROUNDS, median, ratio_of_medians
+from edgetune.paired_times import FEWEST_ROUNDS, median
 from edgetune.statistics import Interval
 
 
-def run_level(times: Sequence[float], reference: Sequence[float] | None = None) -> Interval:
-    """A run's median over its rounds [R], with `reference` (as many, taken in the same rounds)
-    relative to it: what made the whole run slower cancels.
-
-    Raises ValueError for fewer than three rounds, other lengths, or times that are not positive.
-    """
-    rounds = np.asarray(times, dtype=np.float64)[:, None]
-    if reference is None:
-        return median(rounds)
-    return ratio_of_medians(np.asarray(reference, dtype=np.float64)[:, None], rounds)
+def run_level(times: Sequence[float]) -> Interval:
+    """A run's median over its rounds [R]. Raises ValueError for fewer than three rounds, or times
+    that are not positive."""
+    return median(np.asarray(times, dtype=np.float64)[:, None])
 
 
 def ratio_of_runs(new: Interval, old: Interval) -> Interval:

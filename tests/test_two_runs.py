@@ -13,8 +13,6 @@ def test_identical_runs_have_a_ratio_of_one_without_width() -> None:
     level = run_level([5.0] * 6)
     found = ratio_of_runs(level, level)
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
-    relative = run_level([5.0] * 6, [10.0] * 6)
-    assert (relative.value, relative.low, relative.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_a_ratio_turned_over_has_its_bounds_turned_over() -> None:
@@ -30,21 +28,15 @@ def test_one_sided_width_of_one_run_is_the_ratio_s() -> None:
     assert (found.low, found.high) == pytest.approx((0.75, 2.0))
 
 
-@pytest.mark.parametrize("drift", [0.0, 0.3])
-def test_the_bounds_hold_the_truth_as_often_as_they_say(drift: float) -> None:
+def test_the_bounds_hold_the_truth_as_often_as_they_say() -> None:
     generator = np.random.default_rng(0)
     truth, beyond, runs = 1.1, 0, 300
-
-    def run(time: float) -> Interval:
-        level = np.exp(generator.normal(0, drift) + generator.normal(0, 0.01, size=8))
-        noise = np.exp(generator.normal(0, 0.02, size=(2, 8)))
-        return run_level((time * level * noise[0]).tolist(), (4 * level * noise[1]).tolist())
-
     for _ in range(runs):
-        found = ratio_of_runs(run(truth), run(1.0))
+        new, old = np.exp(generator.normal(0, 0.03, size=(2, 12)))
+        found = ratio_of_runs(run_level((truth * new).tolist()), run_level(old.tolist()))
         beyond += found.low > truth
         beyond += found.high < truth
-    # 5 % on each side; a binomial of 300 twice stays below 8 %.
+    # 5 % on each side; a binomial of 600 stays below 8 %.
     assert beyond / (2 * runs) < 0.08
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgetune.report.cost import cost_lines
+from edgetune.report.markup import MARKS, markdown_table, one_line, plain_text
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.survival_words import (
     SURVIVAL_COLUMNS,
@@ -27,10 +28,6 @@ from edgetune.report.words import (
     what_was_lost,
 )
 
-_MARKUP = "\\`*_{}[]|~"
-_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;", "#": "&#35;"}
-MARKS = {"pass": "✅ pass", "fail": "❌ **fail**", "inconclusive": "❔ inconclusive"}
-
 
 def to_markdown(
     value: Mapping[str, Any] | Report,
@@ -44,8 +41,8 @@ def to_markdown(
     """
     report = value if isinstance(value, Report) else parse_report(value)
     judgement = judgement or judge(report)
-    lines = [f"## {MARKS[judgement.verdict]}: `{_code(report.identifier)}`", ""]
-    lines += [f"{headline(judgement)} (variant `{_code(report.variant)}`).", ""]
+    lines = [f"## {MARKS[judgement.verdict]}: `{one_line(report.identifier)}`", ""]
+    lines += [f"{headline(judgement)} (variant `{one_line(report.variant)}`).", ""]
     losses = list(what_was_lost(report, judgement))
     if where := where_it_was_lost(report, judgement):
         losses.append(where)
@@ -74,19 +71,8 @@ def to_markdown(
         lines += [f"Data: {plain_text(carried)}.", ""]
     if emulated := what_was_emulated(report):
         lines += [f"Emulated: {plain_text(emulated)}.", ""]
-    lines += [f"Package `{_code(report.package_digest[:16])}`, {_versions(report)}."]
+    lines += [f"Package `{one_line(report.package_digest[:16])}`, {_versions(report)}."]
     return "\n".join(lines) + "\n"
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, figures right-justified; cells are Markdown already."""
-    head = [column or "figure" for column in columns]
-    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
-    return lines + [_line(row) for row in rows]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _examples(report: Report, shown: bool) -> Iterator[str]:
@@ -147,15 +133,3 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
 def _versions(report: Report) -> str:
     known = report.environment.versions
     return ", ".join(f"{name} {version}" for name, version in known.items() if version)
-
-
-def _code(text: str) -> str:
-    """Foreign text between backquotes, on one line."""
-    return "".join(c if c.isprintable() and c != "`" else " " for c in text)
-
-
-def plain_text(text: str) -> str:
-    """Foreign text so that it means itself, in a table too: no markup, no HTML, no line breaks,
-    no control bytes, nobody mentioned."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return "".join(_ENTITIES.get(c, f"\\{c}" if c in _MARKUP else c) for c in clean)

@@ -37,7 +37,7 @@ class Margins:
 
     drop: float = 0.02
     kl_rise: float = 0.01
-    slowdown: float = 0.05
+    slowdown: float = 0.1
     growth: float = 0.05
     require_latency: bool = False
 

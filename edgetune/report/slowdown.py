@@ -89,16 +89,13 @@ def _run(found: Found) -> _Run:
     )
     if min([1.0, *candidate, *reference]) <= 0:
         raise _no_time(where)
-    paired = candidate if len(candidate) == len(reference) else []
     if len(candidate) >= FEWEST_ROUNDS:
         own: Estimate | None = run_level(candidate)
     else:
         bounds = latency.candidate.intervals.get("answer_ms") if latency.candidate else None
         own = _estimate(bounds, where)
-    if len(paired) >= FEWEST_ROUNDS:
-        relative: Estimate | None = run_level(paired, reference)
-    else:
-        relative = _estimate(latency.ratio, where)
+    # Its bounds know which rounds had processes of their own, the medians of the rounds do not.
+    relative = _estimate(latency.ratio, where)
     return _Run(own, relative, len(candidate) or None)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from edgetune.report.gate import Gated, Outcome
 from edgetune.report.gate_table import BASELINE_COLUMNS, baseline_rows
-from edgetune.report.markdown import MARKS, markdown_table, plain_text, to_markdown
+from edgetune.report.markdown import to_markdown
+from edgetune.report.markup import MARKS, markdown_table, plain_text
 from edgetune.report.words import flips_in_words, headline
 
 # GitHub drops a step's summary of more than 1 MiB whole.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,10 @@ def per_item(
 
     `exact` is null where the reference was asked for no exact answer, `kl_mean` (nats) where the
     output was not finite. Of an answer only a digest is kept: enough to tell whether it changed.
+    The reference's figures go into it, which no report carries, so that whoever has the report
+    alone cannot find a short answer by trying; reports of one reference stay comparable.
     """
+    secret = self_test.target_logprob.tobytes()
     finite, kl = evaluation.positions.finite, evaluation.positions.kl
     wheres = [self_test.positions(number) for number in range(len(self_test.items))]
     return {
@@ -30,11 +34,13 @@ def per_item(
         ],
         "kl_mean": [float(np.mean(kl[where])) if finite[where].all() else None for where in wheres],
         "positions": [where.stop - where.start for where in wheres],
-        "answers": [None if answer is None else _digest(answer) for answer in evaluation.answers],
+        "answers": [
+            None if answer is None else _digest(answer, secret) for answer in evaluation.answers
+        ],
     }
 
 
-def _digest(answer: str) -> str:
-    """Of the words as `same_answer` compares them: white space and broken characters aside."""
+def _digest(answer: str, secret: bytes) -> str:
+    """Keyed, of the words as `same_answer` compares them: white space, broken characters aside."""
     words = " ".join(answer.replace("\ufffd", "").split())
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
+    return hmac.new(secret, words.encode(), hashlib.sha256).hexdigest()[:16]

@@ -45,8 +45,10 @@ class World:
         }
 
 
-def make_package(folder: Path) -> Path:
+def make_package(folder: Path, source: str | None = None) -> Path:
     """A package in all that the gate looks at, with its report."""
+    if source is not None:
+        put(folder / "self_test" / "self_test.json", json.dumps({"source": source}))
     put(folder / "manifest.json", "{}")
     put(folder / "edgetune.lock", json.dumps({"recipe": RECIPE}))
     put(folder / "self_test" / "items.jsonl", "{}\n")
