@@ -35,9 +35,7 @@ def to_markdown(value: Mapping[str, Any] | Report) -> str:
     judgement = judge(report)
     lines = [f"## {_MARKS[judgement.verdict]}: `{report.identifier}`", ""]
     lines += [f"{headline(judgement)} (variant `{report.variant}`).", ""]
-    losses = list(what_was_lost(report, judgement))
-    if where := where_it_was_lost(report, judgement):
-        losses.append(where)
+    losses = [*what_was_lost(report, judgement), *where_it_was_lost(report, judgement)]
     if losses:
         lines += ["**What was lost**", "", *(f"- {_text(loss)}" for loss in losses), ""]
     unclear = list(what_is_unclear(report, judgement))

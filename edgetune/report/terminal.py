@@ -59,8 +59,7 @@ def summary_lines(value: Mapping[str, Any] | Report) -> list[str]:
     judgement = judge(report)
     lines = [f"verdict  {headline(judgement)}"]
     lines += [f"lost     {text}" for text in what_was_lost(report, judgement)]
-    if text := where_it_was_lost(report, judgement):
-        lines.append(f"lost     {text}")
+    lines += [f"lost     {text}" for text in where_it_was_lost(report, judgement)]
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     lines += [f"note     {text}" for text in not_measured(judgement)]
     if text := normalization_note(report):
