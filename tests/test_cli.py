@@ -88,7 +88,15 @@ def test_the_plan_tells_what_the_data_is_too_small_for(
 
 def test_recipes_list_show_init(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = document(capsys, "recipes", "list", "--json")["recipes"]
-    shipped = {"demo", "demo-dora", "demo-qlora", "demo-two", "demo-full", "demo-fails"}
+    shipped = {
+        "demo",
+        "demo-dora",
+        "demo-qlora",
+        "demo-two",
+        "demo-full",
+        "demo-fails",
+        "demo-erased",
+    }
     # Their base is made, not shipped: they are listed with and without it.
     shipped |= {"smollm2-lora", "smollm2-dora", "smollm2-qlora"}
     assert shipped <= {row["name"] for row in rows}

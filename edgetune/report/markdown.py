@@ -43,9 +43,7 @@ def to_markdown(
     judgement = judgement or judge(report)
     lines = [f"## {MARKS[judgement.verdict]}: `{one_line(report.identifier)}`", ""]
     lines += [f"{headline(judgement)} (variant `{one_line(report.variant)}`).", ""]
-    losses = list(what_was_lost(report, judgement))
-    if where := where_it_was_lost(report, judgement):
-        losses.append(where)
+    losses = [*what_was_lost(report, judgement), *where_it_was_lost(report, judgement)]
     if losses:
         lines += ["**What was lost**", "", *(f"- {plain_text(loss)}" for loss in losses), ""]
     unclear = list(what_is_unclear(report, judgement))

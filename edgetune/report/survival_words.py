@@ -11,33 +11,42 @@ from edgetune.report.words import nats, percent
 _NAMED = 3
 
 
-def where_it_was_lost(report: Report, judgement: Judgement) -> str | None:
-    """The modules to look at where a check of the fine-tune failed; null where none did, or
-    nothing is known of the modules."""
+def where_it_was_lost(report: Report, judgement: Judgement) -> Iterator[str]:
+    """The modules to look at where a check of the fine-tune failed: by their weights, and by what
+    each costs alone where they were run. Nothing where none failed or nothing is known of them."""
     failed = (c.name for c in judgement.checks if c.verdict == "fail")
     if not any(name in ("retention", "kl_mean") or name.endswith(DROP) for name in failed):
-        return None
+        return
     modules = report.survival.modules if report.survival else []
-    if not modules:
-        return None
-    erased = [module for module in modules if is_erased(module)]
-    if not erased:
-        return f"least is left in: {_names(modules)}"
-    why = "the quantization's noise is larger than the change that the fine-tune made"
-    if any(module.retention for module in modules):
-        why = "quantized alone, it takes away all that the fine-tune changed"
-        if len(erased) > 1:
-            why = "each, quantized alone, takes away all that the fine-tune changed"
-    return f"erased in: {_names(erased)}: {why} ({len(erased)} of {len(modules)} modules)"
+    by_weights = sorted((m for m in modules if m.snr is not None), key=lambda m: m.snr or 0.0)
+    # Noise has no direction, and a fine-tune below it can survive: said of a failed report only.
+    if erased := [module for module in by_weights if is_below_noise(module)]:
+        yield (
+            f"erased in: {_names(erased)}: the quantization's noise is larger than the change that "
+            f"the fine-tune made ({len(erased)} of {len(modules)} modules)"
+        )
+    elif by_weights:
+        yield f"least is left in: {_names(by_weights)}"
+    check = judgement.of("retention")
+    limit = check.limit if check else 1.0
+    lost = [m for m in modules if m.retention is not None and m.retention.value < limit]
+    if lost:
+        worst = ", ".join(f"{m.name} {_kept(m)}" for m in lost[:_NAMED])
+        more = " …" if len(lost) > _NAMED else ""
+        yield (
+            f"each quantized alone, these keep less than the limit: {worst}{more} "
+            f"({len(lost)} of {len(modules)} modules)"
+        )
 
 
-def is_erased(module: ModuleSurvival) -> bool:
-    """Nothing is left of the fine-tune when this module alone is quantized; where that was not
-    run, its change is smaller than what quantization adds to it. Said of a report that failed:
-    noise has no direction, and a fine-tune below it can survive."""
-    if module.retention is not None:
-        return module.retention.value < 0
+def is_below_noise(module: ModuleSurvival) -> bool:
+    """The fine-tune's change is smaller than what quantization adds to it."""
     return module.snr is not None and module.snr < 1
+
+
+def _kept(module: ModuleSurvival) -> str:
+    value = module.retention.value if module.retention else 0.0
+    return percent(value) if value >= 0 else "nothing"
 
 
 def survival_rows(report: Report, most: int = 10) -> list[tuple[str, ...]]:

@@ -68,8 +68,7 @@ def summary_lines(
     judgement = judgement or judge(report)
     lines = [f"verdict  {headline(judgement)}"]
     lines += [f"lost     {text}" for text in what_was_lost(report, judgement)]
-    if text := where_it_was_lost(report, judgement):
-        lines.append(f"lost     {text}")
+    lines += [f"lost     {text}" for text in where_it_was_lost(report, judgement)]
     lines += [f"unclear  {text}" for text in what_is_unclear(report, judgement)]
     if flips := flips_of(report):
         lines.append(f"flips    {flips}")
