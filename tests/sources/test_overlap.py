@@ -152,20 +152,21 @@ def test_thousands_of_rows_take_seconds() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [20, 300])
 def test_ten_thousand_rows_each_in_bounded_memory_and_time(length: int) -> None:
-    import tracemalloc
+    import resource
 
     mine, others = _words(0, 10_000, length), _words(1, 10_000, length)
     planted = sorted(random.Random(2).sample(range(1, 10_001), 50))
     for line in planted:
-        others[line] = mine[line] + " again"
-    tracemalloc.start()
+        others[line] = mine[line] + " x"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
     found = matches(mine, others)
-    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    seconds = time.process_time() - started
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert [m.line for m in found] == planted
-    assert seconds < 120
-    assert peak < 600e6
+    # Measured: 5 and 20 s of processor time, 0.1 and 0.18 GB more.
+    assert seconds < 90
+    assert more * 1024 < 600e6
 
 
 def test_shipped_data_has_no_overlap() -> None:
