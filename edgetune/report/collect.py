@@ -79,7 +79,6 @@ def _is_package(folder: Path) -> bool:
 def _reports_of_package(package: Path) -> Iterator[Found]:
     digest = verify_checksums(package)
     lock = read_json(package / "edgetune.lock")
-    source = _source(package / "self_test" / "self_test.json")
     inputs = {
         "recipe": digest_of_json(lock.get("recipe") if isinstance(lock, Mapping) else None),
         "self_test": digest_of_json(digests_of_folder(package / "self_test")),
@@ -96,21 +95,14 @@ def _reports_of_package(package: Path) -> Iterator[Found]:
                 f"this one is {digest[:12]}…)"
             )
             raise InputRefusedError(msg, _AGAIN)
-        told = (found.report.fidelity.model_extra or {}).get("source")
+        told = found.report.inputs
         for key, own in inputs.items():
-            if key == "self_test" and source is not None and told != source:
-                # Measured on items that the package does not carry, private ones.
-                continue
-            if found.report.inputs.get(key) != own:
+            # Measured on private data, the report's self-test is not the one that ships.
+            shipped = told.get(f"shipped_{key}")
+            if (told.get(key) if shipped is None else shipped) != own:
                 msg = f"{file}: inputs.{key} is not the digest of this package's {key}"
                 raise InputRefusedError(msg, _AGAIN)
         yield found
-
-
-def _source(file: Path) -> object:
-    """What the package's own items are: given data, or text that the reference made."""
-    head = read_json(file) if is_file(file) else None
-    return head.get("source") if isinstance(head, Mapping) else None
 
 
 def _read(file: Path) -> Found:

@@ -166,6 +166,7 @@ def measure_package(
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": digest_of_json(digests_of_folder(folder)),
+            **_shipped_inputs(manifest, folder),
         },
     }
     report["checks"] = make_checks(limits, report)
@@ -313,6 +314,14 @@ def _read_limits(folder: Path) -> Mapping[str, Any]:
         return limits
     msg = f"{where}: no tolerances and budgets in it"
     raise InputRefusedError(msg, "build the package again")
+
+
+def _shipped_inputs(manifest: Manifest, measured: Path) -> dict[str, str]:
+    """The digest of the self-test that ships, where it is not the one that was measured on."""
+    own = manifest.path / "self_test"
+    if measured == own:
+        return {}
+    return {"shipped_self_test": digest_of_json(digests_of_folder(own))}
 
 
 def _path(text: str | None) -> Path | None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from edgetune.errors import InputRefusedError
 from edgetune.files import dump_json, write_text
+from edgetune.report.collect import find_reports
 from edgetune.report.markdown import to_markdown
 from edgetune.report.schema import load_report, parse_report
 from edgetune.report.terminal import summary_lines
@@ -100,6 +102,16 @@ def test_private_items_are_measured_and_not_told(package: Path, tmp_path: Path) 
     # For files that the builder asks for they are there, outside of the package.
     assert PROMPTS[0] in (tmp_path / "b" / "answers.json").read_text()
     assert "carries none of them" in "\n".join(summary_lines(report))
+    # The gate takes the report from the package, whose own self-test is another one.
+    place = changed / "reports" / "this-machine.json"
+    write_text(place, (tmp_path / "b" / "report.json").read_text())
+    (found,) = find_reports([changed])
+    assert found.report.inputs["self_test"] == known["inputs"]["self_test"]
+    text = place.read_text().replace(report["inputs"]["shipped_self_test"], "0" * 64)
+    write_text(place, text)
+    with pytest.raises(InputRefusedError, match="not the digest of this package's self_test"):
+        find_reports([changed])
+    shutil.rmtree(place.parent)
     # The package alone is measured on what it carries.
     alone = _validate(changed, tmp_path / "c")
     assert alone["task_metrics"] == {}
