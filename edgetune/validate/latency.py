@@ -81,7 +81,7 @@ def measure_latency(
         lasting = [sustained(side, progress) if thorough else None for side in sides]
     if reference is not None:
         started = time.monotonic() - measured_s
-        run_launches(sides, repeats, partial(_open_again, jobs), started, progress)
+        run_launches(sides, repeats, partial(_open_again, jobs), started, progress, thorough)
     # The workers have ended, and with them their hold on the files.
     found = []
     for side, minute in zip(sides, lasting, strict=True):

@@ -34,6 +34,9 @@ FEWEST_ANSWERS = 3
 # begins.
 BUDGET_S = 12.0
 LIMIT_S = 35.0
+# The same where minutes may be taken; then only the bounds' width ends the launches, for a later
+# report is compared with this one more finely than either with torch.
+THOROUGH_LIMIT_S = 150.0
 # Further launches are made until the bounds are this near (as a share of the ratio) …
 PRECISE = 0.02
 # … or the ratio is this many times further from 1 than its bounds are from it.
@@ -142,11 +145,14 @@ def run_launches(
     open_again: Callable[[ExitStack, Side], Worker],
     started: float,
     progress: Progress,
+    thorough: bool = False,
 ) -> None:
     """Fresh processes for both sides and a few rounds, as often as `another_launch` says. The first
     launch's workers have ended; its rounds began at `started` (time.monotonic())."""
     took, launches = 0.0, 1
-    while another_launch(launches, time.monotonic() - started, took, lambda: ratio_of(*sides)):
+    while another_launch(
+        launches, time.monotonic() - started, took, lambda: ratio_of(*sides), thorough
+    ):
         began = time.monotonic()
         with ExitStack() as stack:
             for side in sides:
@@ -157,23 +163,31 @@ def run_launches(
 
 
 def another_launch(
-    launches: int, elapsed_s: float, last_s: float, ratio: Callable[[], Interval]
+    launches: int,
+    elapsed_s: float,
+    last_s: float,
+    ratio: Callable[[], Interval],
+    thorough: bool = False,
 ) -> bool:
     """Whether to launch once more: the ratio is not precise, and another launch as long as the last
-    one ends within LIMIT_S.
+    one ends within LIMIT_S (`thorough`: within minutes).
 
     The rule looks at the bounds' width and at 1, never at a limit that is judged by. How little it
     changes the bounds' errors is simulated by tools/bench_gate.py.
     """
-    if launches >= MOST_LAUNCHES or elapsed_s + last_s > LIMIT_S:
+    limit_s = THOROUGH_LIMIT_S if thorough else LIMIT_S
+    if launches >= MOST_LAUNCHES or elapsed_s + last_s > limit_s:
         return False
-    return not is_precise(ratio())
+    return not is_precise(ratio(), thorough)
 
 
-def is_precise(ratio: Interval) -> bool:
-    """Whether more rounds would say little: near bounds, or a ratio that is far from 1."""
+def is_precise(ratio: Interval, thorough: bool = False) -> bool:
+    """Whether more rounds would say little: near bounds, or (not `thorough`) a ratio that is far
+    from 1."""
     half = math.log(ratio.high / ratio.low) / 2
-    return half <= PRECISE or half * CLEAR <= abs(math.log(ratio.value))
+    if half <= PRECISE:
+        return True
+    return not thorough and half * CLEAR <= abs(math.log(ratio.value))
 
 
 def ratio_of(reference: Side, candidate: Side) -> Interval:

@@ -22,6 +22,7 @@ from edgetune.validate.rounds import (
     LIMIT_S,
     MOST_LAUNCHES,
     ROUNDS,
+    THOROUGH_LIMIT_S,
     TIMES,
     Side,
     another_launch,
@@ -131,6 +132,8 @@ def test_no_launch_begins_that_would_end_too_late() -> None:
     noisy = Interval(1.0, 0.9, 1.1)
     assert another_launch(1, 10.0, 5.0, lambda: noisy)
     assert not another_launch(1, LIMIT_S - 4.0, 5.0, lambda: noisy)
+    assert another_launch(1, LIMIT_S, 5.0, lambda: noisy, thorough=True)
+    assert not another_launch(1, THOROUGH_LIMIT_S, 5.0, lambda: noisy, thorough=True)
     assert not another_launch(MOST_LAUNCHES, 0.0, 0.0, lambda: noisy)
 
 
@@ -140,6 +143,9 @@ def test_what_is_precise_looks_at_width_and_at_one() -> None:
     assert not is_precise(Interval(1.0, 0.95, 1.05))
     assert is_precise(Interval(0.2, 0.19, 0.21))
     assert not is_precise(Interval(0.9, 0.85, 0.95))
+    # A baseline of times asks for near bounds, wherever the ratio is.
+    assert not is_precise(Interval(0.2, 0.19, 0.21), thorough=True)
+    assert is_precise(Interval(0.2, 0.199, 0.201), thorough=True)
 
 
 def test_a_machine_that_got_slower_stops_after_the_fewest_rounds(
