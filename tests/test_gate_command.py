@@ -76,11 +76,11 @@ def test_a_baseline_may_be_a_report_a_package_or_a_folder(
 def test_a_package_that_carries_none_of_the_items_is_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Private data: measured on items that stay with the build.
-    for source, code in (("given", 0), ("sampled", 4)):
-        package = make_package(tmp_path / source, source="sampled")
+    # Private data: measured on items that stay with the build, and the report names both.
+    for key, code in (("shipped_self_test", 0), ("of_nothing", 4)):
+        package = make_package(tmp_path / key, source="sampled")
         report = json.loads((package / "reports" / "r.json").read_text())
-        report["fidelity"]["source"] = source
+        report["inputs"][key] = report["inputs"]["self_test"]
         report["inputs"]["self_test"] = "another"
         put(package / "reports" / "r.json", report)
         assert gate(capsys, package)[0] == code
