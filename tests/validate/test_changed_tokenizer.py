@@ -19,6 +19,8 @@ from edgetune.validate.tokenizer_parity import tokenizer_parity
 from tests.report.sample import make
 from tests.tiny_package import VARIANT, copy_of, sign
 
+pytestmark = pytest.mark.line
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,7 @@ def _validate(package: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return load_report(out / "report.json").model_dump(mode="json")
 
 
+@pytest.mark.line
 def test_private_items_are_measured_and_not_told(package: Path, tmp_path: Path) -> None:
     changed, reference = _private(package, tmp_path)
     known = _validate(package, tmp_path / "a", reference=str(reference))

@@ -135,6 +135,7 @@ def test_what_is_left_of_each_module_goes_into_the_report(package: Path, tmp_pat
 
 
 @pytest.mark.line
+@pytest.mark.line
 def test_modules_are_run_one_by_one_when_that_is_asked_for(package: Path, tmp_path: Path) -> None:
     reference = tmp_path / "reference"
     shutil.copytree(package / "self_test", reference / "self_test")
