@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from edgetune.errors import UsageError
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_MOST_BYTES = 128 << 10
+_MOST_BYTES = 32 << 10
 _MOST_VALUES = 10_000  # aliases count each time they are named
 _MOST_DEPTH = 50
 _MOST_SHOWN = 20  # problems
@@ -36,7 +36,7 @@ def load_document(path: Path, model: type[_Model], defaults: Mapping[str, Any]) 
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
-            msg = f"{path}: larger than 128 KiB, no recipe or device profile is"
+            msg = f"{path}: larger than {_MOST_BYTES >> 10} KiB, no recipe or device profile is"
             raise UsageError(msg, "name the YAML file itself")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as why:

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,8 +25,8 @@ from typing import Any, TextIO
 
 import torch
 
-from edgetune.child import die_with_parent
-from edgetune.errors import STEP_FAILED, EdgetuneError, UsageError
+from edgetune.answering import answer_requests, requests, tell
+from edgetune.errors import UsageError
 from edgetune.host import own_peak_rss_mb
 from edgetune.reference.tokenizer import context_length
 
@@ -199,14 +197,9 @@ def _reset_peak_rss() -> bool:
     return True
 
 
-def serve(lines: TextIO, answers: TextIO) -> None:
+def serve(source: TextIO, sink: TextIO) -> None:
     """Answer requests until {"stop": true} or the end of input. Raises what goes wrong."""
-
-    def answer(value: Mapping[str, Any]) -> None:
-        answers.write(json.dumps(value, allow_nan=False) + "\n")
-        answers.flush()
-
-    start = json.loads(lines.readline())
+    start = json.loads(source.readline())
     torch.set_num_threads(int(start["threads"]))
     checkpoint = Path(start["checkpoint"])
     lengths = fit_lengths(
@@ -218,7 +211,8 @@ def serve(lines: TextIO, answers: TextIO) -> None:
     def peak() -> float | None:
         return own_peak_rss_mb() if loaded.peak_is_own else None
 
-    answer(
+    tell(
+        sink,
         {
             "ready": True,
             "load_s": loaded.load_s,
@@ -228,41 +222,17 @@ def serve(lines: TextIO, answers: TextIO) -> None:
             "new_tokens": lengths.new_tokens,
             "note": lengths.note,
             "trials": loaded.trials,
-        }
+        },
     )
-    for line in lines:
-        request = json.loads(line)
-        if request.get("stop"):
-            return
+    for request in requests(source):
         if "sustain" in request:
             plan = request["sustain"]
             counts = count_tokens(loaded.model, prompt, lengths.new_tokens, plan)
-            answer({"tokens": counts})
+            tell(sink, {"tokens": counts})
             continue
         found = run_repeats(loaded.model, prompt, lengths.new_tokens, int(request["run"]))
-        answer({**found, "peak_rss_mb": peak()})
-
-
-def main() -> int:
-    """Serve standard input and output; whatever a library prints goes to standard error."""
-    die_with_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    try:
-        serve(sys.stdin, answers)
-    except EdgetuneError as why:
-        code, message, hint = why.exit_code, why.message, why.hint
-    except Exception as why:
-        traceback.print_exc()
-        code, message = STEP_FAILED, f"the torch reference: {type(why).__name__}: {why}"
-        hint = ""
-    else:
-        return 0
-    error = {"exit_code": code, "message": message, "hint": hint}
-    answers.write(json.dumps({"error": error}) + "\n")
-    answers.flush()
-    return code
+        tell(sink, {**found, "peak_rss_mb": peak()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_requests(serve, "the torch reference"))

@@ -11,10 +11,8 @@ answered by {"kl": [KL(trained ‖ model with this module quantized), nats, sum 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,10 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgetune.answering import answer_requests, requests, tell
 from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.checkpoint.graph_weights import pieces_of, read_matrices, whole_weight
-from edgetune.child import die_with_parent
-from edgetune.errors import STEP_FAILED, EdgetuneError
 from edgetune.reference.divergence import kl_rows
 from edgetune.reference.measure import deterministic, threads_for
 from edgetune.reference.render import ScoredItem
@@ -95,15 +92,11 @@ def with_weight(module: Any, weight: torch.Tensor, use: Callable[[], list[float]
         module.weight.data = before
 
 
-def serve(lines: TextIO, answers: TextIO) -> None:
+def serve(source: TextIO, sink: TextIO) -> None:
     """Answer requests until {"stop": true} or the end of input. Raises what goes wrong."""
     from edgetune.checkpoint.trained import load_plain
 
-    def answer(value: Mapping[str, Any]) -> None:
-        answers.write(json.dumps(value, allow_nan=False) + "\n")
-        answers.flush()
-
-    start = json.loads(lines.readline())
+    start = json.loads(source.readline())
     checkpoint, reference = Path(start["checkpoint"]), Path(start["reference"])
     merged = read_checkpoint(checkpoint)
     shapes = {n.removesuffix(".weight"): e.shape for n, e in merged.tensors.items()}
@@ -115,7 +108,8 @@ def serve(lines: TextIO, answers: TextIO) -> None:
     base = reference / "self_test" / "base_kl.npy"
     base_kl = np.load(base, allow_pickle=False) if base.is_file() else None
     with deterministic(threads_for(checkpoint, int(start["threads"]))):
-        answer(
+        tell(
+            sink,
             {
                 "ready": True,
                 "items": len(scored.items),
@@ -123,45 +117,21 @@ def serve(lines: TextIO, answers: TextIO) -> None:
                 "base_kl": None
                 if base_kl is None
                 else [float(base_kl[rows].sum(dtype=np.float64)) for rows in scored.rows],
-            }
+            },
         )
-        for line in lines:
-            request = json.loads(line)
-            if request.get("stop"):
-                return
+        for request in requests(source):
             name = str(request["module"])
             pieces = pieces_of(name, shapes, matrices) if name in shapes else []
             if not pieces:
-                answer({"kl": None})
+                tell(sink, {"kl": None})
                 continue
             kl = with_weight(
                 model.get_submodule(name),
                 whole_weight(pieces),
                 lambda: kl_of_items(model, scored, trained),
             )
-            answer({"kl": kl})
-
-
-def main() -> int:
-    """Serve standard input and output; whatever a library prints goes to standard error."""
-    die_with_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    try:
-        serve(sys.stdin, answers)
-    except EdgetuneError as why:
-        code, message, hint = why.exit_code, why.message, why.hint
-    except Exception as why:
-        traceback.print_exc()
-        code, message = STEP_FAILED, f"the modules one by one: {type(why).__name__}: {why}"
-        hint = ""
-    else:
-        return 0
-    error = {"exit_code": code, "message": message, "hint": hint}
-    answers.write(json.dumps({"error": error}) + "\n")
-    answers.flush()
-    return code
+            tell(sink, {"kl": kl})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_requests(serve, "the modules one by one"))

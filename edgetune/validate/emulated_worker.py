@@ -8,26 +8,21 @@ what of edgetune needs no more than those: nothing compiled beside them exists t
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
-import sys
-import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from edgetune.child import die_with_parent
+from edgetune.answering import answer_requests, requests, tell
 from edgetune.environments.instructions import instruction_sets
-from edgetune.errors import STEP_FAILED, EdgetuneError
 
 _TOOLS = ("numpy", "onnxruntime", "onnxruntime-genai")
-_answers = sys.stdout
 
 
-def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
+def run_job(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
     """{"answers": [N], "tokenizer": the report's section}; writes `figures` (npz: kl,
     target_logprob, same_top1 [P]).
 
@@ -45,14 +40,14 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     # The parent has checked every file's digest already.
     manifest = read_manifest(Path(job["package"]), verify=False)
     variant = choose_variant(manifest, job["variant"], None)
-    _tell({"progress": "opening the package"})
+    progress("opening the package")
     opened = open_variant(manifest, variant, None, int(job["threads"]))
     whole = load_self_test(Path(job["self_test"]))
     taken, kept = take_items(whole, job["items"])
     logprobs = None
     if job["reference"] is not None:
         logprobs = open_logprobs(Path(job["reference"]), whole)[kept]
-    found = evaluate(opened, taken, logprobs, lambda text: _tell({"progress": text}))
+    found = evaluate(opened, taken, logprobs, progress)
     positions = found.positions
     np.savez(
         job["figures"],
@@ -60,7 +55,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         target_logprob=positions.target_logprob,
         same_top1=positions.same_top1,
     )
-    _tell({"progress": "tokenizer"})
+    progress("tokenizer")
     return {"answers": list(found.answers), "tokenizer": tokenizer_parity(opened, taken)}
 
 
@@ -73,35 +68,17 @@ def _hello() -> dict[str, Any]:
     }
 
 
-def _tell(message: Mapping[str, Any]) -> None:
-    _answers.write(json.dumps(message) + "\n")
-    _answers.flush()
-
-
-def main() -> int:
-    """Answer one job, or say why it cannot be answered."""
-    global _answers
-    die_with_parent()
-    # What a library prints belongs to the log and not between the answers.
-    _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+def serve(source: TextIO, sink: TextIO) -> None:
+    """Answer one job. Raises what goes wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends this process
-    try:
-        _tell(_hello())
-        job = json.loads(sys.stdin.readline() or '{"stop": true}')
-        if "stop" not in job:
-            _tell({"result": run_job(job)})
-    except EdgetuneError as why:
-        error = {"exit_code": why.exit_code, "message": why.message, "hint": why.hint}
-        _tell({"error": error})
-    except Exception as why:
-        traceback.print_exc()
-        message = f"under the emulator: {type(why).__name__}: {why}"
-        _tell({"error": {"exit_code": STEP_FAILED, "message": message, "hint": ""}})
-    return 0
+    tell(sink, _hello())
+    for job in requests(source):
+        found = run_job(job, lambda text: tell(sink, {"progress": text}))
+        tell(sink, {"result": found})
+        return
 
 
 if __name__ == "__main__":
-    code = main()
+    code = answer_requests(serve, "under the emulator")
     # Threads of the libraries may hang at exit under an emulator; there is nothing left to do.
     os._exit(code)

@@ -14,18 +14,15 @@ edgetune.reference.latency_worker, speaks the same.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
-from edgetune.child import die_with_parent
-from edgetune.errors import STEP_FAILED, EdgetuneError
+from edgetune.answering import answer_requests, requests, tell
 from edgetune.host import own_peak_rss_mb
 from edgetune.runtime.decoder import start
 from edgetune.runtime.session import OpenPackage, open_package
@@ -39,16 +36,13 @@ def serve(source: TextIO, sink: TextIO) -> None:
         Path(job["package"]), job["variant"], job.get("device"), job["threads"], verify=False
     )
     ready = {"ready": True, "load_s": opened.load_s, "dtype": opened.variant.name}
-    _tell(sink, {**ready, "peak_rss_mb": own_peak_rss_mb()})
-    for line in source:
-        request = json.loads(line)
-        if request.get("stop"):
-            return
+    tell(sink, {**ready, "peak_rss_mb": own_peak_rss_mb()})
+    for request in requests(source):
         if "sustain" in request:
             counts = count_tokens(opened, job["prompt_ids"], job["new_tokens"], request["sustain"])
-            _tell(sink, {"tokens": counts})
+            tell(sink, {"tokens": counts})
         else:
-            _tell(sink, measure(opened, job["prompt_ids"], job["new_tokens"], request["run"]))
+            tell(sink, measure(opened, job["prompt_ids"], job["new_tokens"], request["run"]))
 
 
 def measure(
@@ -105,30 +99,5 @@ def _figures(steps: Sequence[float], prompt_tokens: int) -> dict[str, float]:
     }
 
 
-def _tell(sink: TextIO, event: Mapping[str, Any]) -> None:
-    sink.write(json.dumps(event) + "\n")
-    sink.flush()
-
-
-def main() -> int:
-    """Serve standard input and output; whatever a library prints goes to standard error."""
-    die_with_parent()
-    sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    try:
-        serve(sys.stdin, sink)
-    except EdgetuneError as why:
-        error: dict[str, Any] = {"exit_code": why.exit_code, "message": why.message}
-        error["hint"] = why.hint
-    except Exception as why:
-        traceback.print_exc()
-        message = f"the package's runtime: {type(why).__name__}: {why}"
-        error = {"exit_code": STEP_FAILED, "message": message, "hint": ""}
-    else:
-        return 0
-    _tell(sink, {"error": error})
-    return int(error["exit_code"])
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_requests(serve, "the package's runtime"))

@@ -25,15 +25,15 @@ from edgetune.validate.worker import Worker
 
 # Rounds of the first launch and of each further one.
 ROUNDS = 8
-LAUNCH_ROUNDS = 4
-MOST_LAUNCHES = 15
+LAUNCH_ROUNDS = 3
+MOST_LAUNCHES = 25
 FEWEST_ROUNDS = paired_times.FEWEST_ROUNDS
 BLOCK_S = 0.15
 FEWEST_ANSWERS = 3
 # What the first launch's rounds are planned for; and after how long no further round or launch
 # begins.
 BUDGET_S = 12.0
-LIMIT_S = 35.0
+LIMIT_S = 60.0
 # The same where minutes may be taken; then only the bounds' width ends the launches, for a later
 # report is compared with this one more finely than either with torch.
 THOROUGH_LIMIT_S = 150.0

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from edgetune.child import die_with_parent
+from edgetune.answering import answer_requests, requests, tell
 
 PARTS = 10
 _SIDE = 96
@@ -32,12 +32,9 @@ def serve(source: TextIO, sink: TextIO) -> None:
     work(50)
     load_s = time.perf_counter() - started
     units = int(job["units"] if "units" in job else calibrate(work, job["target_ms"]))
-    _tell(sink, {"ready": True, "load_s": load_s, "units": units})
-    for line in source:
-        request = json.loads(line)
-        if request.get("stop"):
-            return
-        _tell(sink, measure(work, units, request["run"]))
+    tell(sink, {"ready": True, "load_s": load_s, "units": units})
+    for request in requests(source):
+        tell(sink, measure(work, units, request["run"]))
 
 
 def make_work() -> Callable[[int], None]:
@@ -79,11 +76,5 @@ def _time_ms(work: Callable[[int], None], units: int) -> float:
     return 1e3 * (time.perf_counter() - started)
 
 
-def _tell(sink: TextIO, event: dict[str, Any]) -> None:
-    sink.write(json.dumps(event) + "\n")
-    sink.flush()
-
-
 if __name__ == "__main__":
-    die_with_parent()
-    serve(sys.stdin, sys.stdout)
+    sys.exit(answer_requests(serve, "the self-test's workload"))

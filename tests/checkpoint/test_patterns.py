@@ -45,7 +45,7 @@ UNSLOTH = (
 def test_what_people_write(config: dict[str, Any]) -> None:
     started = time.process_time()
     assert pattern_problem(config, MODULES) is None
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("bomb", ["(.*)*x", "(([a-z_.0-9])*)*#", "(.*.*.*.*.*.*.*.*.*.*.*.*)#"])

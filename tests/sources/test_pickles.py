@@ -115,7 +115,7 @@ def test_hostile(case: str, pickled: Path, tmp_path: Path) -> None:
     assert words in caught.value.message
     assert caught.value.message.startswith(str(pickled / BIN))
     assert "\n" not in caught.value.message
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 120
     assert not mark.exists()
     assert not [p for p in into.rglob("*") if p.is_file()]
     assert before == sorted(p.name for p in pickled.iterdir())
@@ -129,7 +129,7 @@ def test_a_pickle_without_end_is_ended(
     started = time.monotonic()
     with pytest.raises(InputRefusedError, match="had not ended after 1 seconds of processor time"):
         adapter_from_pickle(pickled, tmp_path, "acme/tuned")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 120
 
 
 def test_a_pipe_is_not_waited_for(pickled: Path, tmp_path: Path) -> None:
