@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from edgetune.checkpoint.folder import EMBEDDING, HEAD, CheckpointFolder, is_statistic
 from edgetune.device import Device
 from edgetune.errors import ENVIRONMENT, Problem
-from edgetune.optimize.schemes import Scheme
 from edgetune.optimize.size import (
     cache_bytes_per_token,
     predict_graph_bytes,
     predict_memory_bytes,
 )
+from edgetune.optimize.widths import Widths
 
 # The reference step beside the weights: torch and transformers, and one forward pass.
 _TORCH_BYTES = 600_000_000
@@ -43,8 +43,7 @@ class Estimates:
 
 def estimate(
     base: CheckpointFolder,
-    scheme: Scheme,
-    group_size: int | None,
+    widths: Widths,
     *,
     adapted: bool,
     layered: bool,
@@ -54,9 +53,7 @@ def estimate(
     `layered`: run layer by layer; `merges`: how many merged checkpoints are compared."""
     shapes = _shapes(base)
     weights = sum(math.prod(shape) for shape in shapes.values())
-    graph_bytes, scale_bytes = predict_graph_bytes(
-        base.config, shapes, base.tied, scheme, group_size
-    )
+    graph_bytes, scale_bytes = predict_graph_bytes(base.config, shapes, base.tied, widths)
     # Linears are stored in float32 where an adapter may touch them; the rest as it was.
     merged = sum(
         math.prod(shape) * (4 if adapted and _is_linear(name, shape) else 2)

@@ -126,7 +126,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
 def optimize_step(plan: Plan, store: Path) -> Step:
     """Merged checkpoint → flat onnxruntime-genai folder, one a provider and scheme."""
     merge = merge_step(plan)
-    workflow = make_workflow(plan.scheme, plan.group_size, plan.provider)
+    workflow = make_workflow(plan.scheme, plan.widths, plan.provider)
     return Step(
         name="optimize",
         function="edgetune.optimize.optimize:optimize_step",
@@ -135,7 +135,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "base": _started_from(plan),
             "workflow": workflow,
             "scheme": plan.scheme.name,
-            "group_size": plan.group_size,
+            "widths": plan.widths.as_json(),
             "provider": plan.provider,
         },
         inputs={
@@ -143,7 +143,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "base_before": digest_of_json(dict(plan.inputs.before_digests)),
             "provider": plan.provider,
             "scheme": plan.scheme.name,
-            "group_size": plan.group_size,
+            "widths": plan.widths.as_json(),
             "workflow": digest_of_json(workflow),
             "code": code_digest("checkpoint", "optimize", "providers"),
             **versions_of(*OPTIMIZE_TOOLS),

@@ -21,7 +21,8 @@ from edgetune.estimates import Estimates, build_memory_bytes, estimate, room_pro
 from edgetune.files import read_json
 from edgetune.host import Host
 from edgetune.optimize.forms.decoder import export_problem
-from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
+from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
+from edgetune.optimize.widths import Widths, unused_rules
 from edgetune.providers import check_kernels, find_provider
 from edgetune.recipe import Recipe
 
@@ -127,7 +128,13 @@ class Plan:
     @property
     def variant(self) -> str:
         """The variant's folder name in the package, `<provider>-<scheme>`."""
-        return variant_name(self.provider, self.scheme.name, self.group_size)
+        name = variant_name(self.provider, self.scheme.name, self.group_size)
+        return f"{name}-protected" if self.recipe.protect else name
+
+    @property
+    def widths(self) -> Widths:
+        """How each module's weight is stored."""
+        return make_widths(self.scheme, self.group_size, self.recipe.protect)
 
 
 def merges_onto(recipe: Recipe, inputs: Inputs) -> tuple[str, ...]:
@@ -153,15 +160,15 @@ def make_plan(
     try:
         scheme, group_size = parse_scheme(recipe.scheme, recipe.group_size)
         provider = find_provider(device.providers[0].name).EXECUTION_PROVIDER
+        widths = make_widths(scheme, group_size, recipe.protect)
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
         raise PlanError(found) from why
     layered = build_memory_bytes(inputs.base) > _HELD * free_memory_bytes
     adapted = bool(inputs.adapters)
     onto = merges_onto(recipe, inputs)
-    estimates = estimate(
-        inputs.base, scheme, group_size, adapted=adapted, layered=layered, merges=len(onto)
-    )
+    found.extend(_protect_problems(recipe, scheme, widths, inputs.base))
+    estimates = estimate(inputs.base, widths, adapted=adapted, layered=layered, merges=len(onto))
     found.extend(room_problems(device, estimates, free_disk_bytes))
     try:
         check_kernels(provider, scheme.name, scheme.precision)
@@ -249,6 +256,24 @@ def _input_problems(inputs: Inputs) -> Iterator[Problem]:
                 "name it once, with a weight in a recipe",
             )
         seen[digest] = entry
+
+
+def _protect_problems(
+    recipe: Recipe, scheme: Scheme, widths: Widths, base: CheckpointFolder
+) -> Iterator[Problem]:
+    """Protecting where nothing is at risk, or what the model does not have."""
+    if recipe.protect and scheme.algorithm is None:
+        yield Problem(
+            f"the scheme {scheme.name} quantizes nothing, so it has nothing to protect",
+            "leave `protect` out, or choose another scheme",
+        )
+    modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
+    for words in unused_rules(widths, [*modules, "lm_head"]):
+        if words in recipe.protect:
+            yield Problem(
+                f"protect: no module of {base.path} is called {words!r}",
+                "name modules as config files of adapters do: v_proj, mlp.down_proj, lm_head",
+            )
 
 
 def _tokenizer_of(inputs: Inputs) -> tuple[Path, tuple[str, ...]]:

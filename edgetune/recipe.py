@@ -110,6 +110,8 @@ class Recipe(Strict):
     self_test_data: Literal["evaluation", "builtin"] = "evaluation"
     scheme: str = DEFAULT_SCHEME
     group_size: int | None = None
+    # Modules that are stored otherwise: {end of a module's name: w8, w8-g64 or fp32}.
+    protect: dict[str, str] = Field(default_factory=dict)
     onto: Literal["dequantized", "original", "auto"] = "dequantized"
     merge_dtype: Literal["float32", "base"] = "float32"
     tolerances: Tolerances = Tolerances()

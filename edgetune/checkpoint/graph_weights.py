@@ -2,14 +2,15 @@
 
 onnxruntime-genai's builder joins attention's three projections into one product and splits a
 joint gate and up projection into two; here each module gets its rows again. The graph's structure
-is read whole, its data a block of rows at a time. A symmetric MatMulNBits stores codes of 4 or 8
-bits, one scale s for each group of a row: a weight is (code − 2^(bits−1)) · s, so |s| is the step.
+is read whole, its data a block of rows at a time. A MatMulNBits stores codes of 4 or 8 bits, one
+scale s and perhaps one zero point z for each group of a row: a weight is (code − z) · s, where z is
+2^(bits−1) if none is stored, so |s| is the step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class GraphMatrix:
     group_size: int
     codes: Place
     scales: Place
+    zero_points: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Piece:
 
 def read_matrices(folder: Path) -> dict[str, GraphMatrix]:
     """{the builder's name of a product, such as model.layers.0.attn.o_proj: its quantized matrix};
-    empty for a float graph. Raises StepFailedError for a matrix that is not symmetric."""
+    empty for a float graph."""
     import onnx
 
     graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
@@ -65,9 +67,7 @@ def read_matrices(folder: Path) -> dict[str, GraphMatrix]:
     for node in graph.node:
         if node.op_type != "MatMulNBits" or _NAME not in node.input[1]:
             continue
-        if len(node.input) > 3 and node.input[3]:
-            msg = f"{folder}: {node.name} has zero points, which are not read here"
-            raise StepFailedError(msg, "this is an error in edgetune; please report it")
+        zeros = node.input[3] if len(node.input) > 3 else ""
         number = {attribute.name: int(attribute.i) for attribute in node.attribute}
         found[node.input[1].partition(_NAME)[0]] = GraphMatrix(
             outputs=number["N"],
@@ -76,8 +76,25 @@ def read_matrices(folder: Path) -> dict[str, GraphMatrix]:
             group_size=number["block_size"],
             codes=_place(folder, tensors[node.input[1]]),
             scales=_place(folder, tensors[node.input[2]]),
+            zero_points=_place(folder, tensors[zeros]) if zeros else None,
         )
     return found
+
+
+def places_of(
+    product: str, rows: Sequence[int], modules: Container[str]
+) -> tuple[tuple[str, int], ...]:
+    """The module of each part of a product's matrix (of so many rows) and the part's first row in
+    it; `product`: the builder's name, `modules`: the checkpoint's. The reverse of `pieces_of`."""
+    name = product.replace(".attn.", ".self_attn.")
+    parent, _, leaf = name.rpartition(".")
+    if leaf == "qkv_proj" and name not in modules:
+        return tuple((f"{parent}.{own}", 0) for own in _PROJECTIONS)
+    if leaf in ("gate_proj", "up_proj") and f"{parent}.gate_up_proj" in modules:
+        # Gate and up are halves of equal height.
+        return ((f"{parent}.gate_up_proj", 0 if leaf == "gate_proj" else rows[0]),)
+    starts = [sum(rows[:number]) for number in range(len(rows))]
+    return tuple((name, start) for start in starts)
 
 
 def pieces_of(
@@ -135,10 +152,22 @@ def _rows(matrix: GraphMatrix, start: int, stop: int) -> tuple[torch.Tensor, tor
         packed = np.stack([packed & 15, packed >> 4], axis=-1)
     codes = torch.from_numpy(packed.reshape(stop - start, groups, matrix.group_size))
     scale = torch.from_numpy(scales).reshape(stop - start, groups, 1)
-    values = (codes.float() - 2 ** (matrix.bits - 1)) * scale
+    values = (codes.float() - _zeros(matrix, start, stop, groups)) * scale
     steps = scale.abs().expand_as(values)
     # A last short group is filled up.
     return values.flatten(1)[:, : matrix.inputs], steps.flatten(1)[:, : matrix.inputs]
+
+
+def _zeros(matrix: GraphMatrix, start: int, stop: int, groups: int) -> torch.Tensor | int:
+    """The zero points of rows start…stop, [rows, groups, 1], or the one that all share."""
+    if matrix.zero_points is None:
+        return int(2 ** (matrix.bits - 1))
+    width = -(-groups * matrix.bits // 8)
+    packed = _read(matrix.zero_points, np.uint8, start * width, (stop - start) * width)
+    packed = packed.reshape(stop - start, width)
+    if matrix.bits == 4:
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(stop - start, -1)
+    return torch.from_numpy(packed[:, :groups].astype(np.float32))[:, :, None]
 
 
 def _read(place: Place, dtype: Any, first: int, count: int) -> np.ndarray[Any, Any]:

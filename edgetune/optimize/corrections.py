@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from edgetune.optimize.streaming import streaming
+from edgetune.optimize.widths import Widths
 
 # (frequencies [rotated/2], factor of cosine and sine) by the name the builder gives the table.
 Tables = Mapping[str, tuple[Any, float]]
@@ -83,9 +84,9 @@ def _frequencies(
 
 
 @contextmanager
-def corrected(builder: Any, tables: Tables) -> Iterator[None]:
+def corrected(builder: Any, tables: Tables, widths: Widths) -> Iterator[None]:
     """The builder (its module) with its faults corrected, while the block runs."""
-    corrections = make_corrections(builder, tables)
+    corrections = make_corrections(builder, tables, widths)
     before = [(owner, name, vars(owner).get(name)) for owner, name, _ in corrections]
     for owner, name, correction in corrections:
         setattr(owner, name, correction)
@@ -99,11 +100,14 @@ def corrected(builder: Any, tables: Tables) -> Iterator[None]:
                 setattr(owner, name, original)
 
 
-def make_corrections(builder: Any, tables: Tables) -> list[tuple[Any, str, Any]]:
+def make_corrections(builder: Any, tables: Tables, widths: Widths) -> list[tuple[Any, str, Any]]:
     """Every correction as (class, name of the method, its replacement)."""
     return [
         *_identity(builder.Model),
-        *((builder.Model, name, method) for name, method in streaming(builder.Model).items()),
+        *(
+            (builder.Model, name, method)
+            for name, method in streaming(builder.Model, widths).items()
+        ),
         *_rotary(builder, tables),
         (builder.GemmaModel, "make_embedding", _exact_gemma(builder.Model.make_embedding)),
         (builder.OLMoModel, "make_layernorm", _centred(builder.OLMoModel.make_layernorm)),

@@ -34,6 +34,7 @@ from edgetune.checkpoint.families import SUPPORTED
 from edgetune.errors import EdgetuneError, MissingError, StepFailedError
 from edgetune.files import copy_file, is_out_of_space
 from edgetune.optimize.corrections import corrected, settle_config
+from edgetune.optimize.widths import FLOAT, Widths, widths_from_json
 from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow
 
 _GRAPH = "model.onnx"
@@ -59,6 +60,8 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
             "block_size": option(int),
             "is_symmetric": option(bool),
             "accuracy_level": option(int),
+            # Of the modules, as JSON (`optimize.widths`); none in a float graph.
+            "widths": option(str),
         }
 
     def _run_for_config(
@@ -67,9 +70,11 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
         options = {key: value for key, value in config.model_dump().items() if value is not None}
         precision = options.pop("precision")
         provider = options.pop("execution_provider")
+        found = options.pop("widths", None)
+        widths = widths_from_json(json.loads(found)) if found else Widths(FLOAT)
         folder = Path(output_model_path)
         folder.mkdir(parents=True, exist_ok=True)
-        _build(model.model_name_or_path, folder, precision, provider, options)
+        _build(model.model_name_or_path, folder, precision, provider, options, widths)
         side_files = [p for p in folder.iterdir() if p.name not in (_GRAPH, _DATA)]
         return ONNXModelHandler(
             folder,
@@ -79,7 +84,12 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
 
 
 def _build(
-    checkpoint: str, folder: Path, precision: str, provider: str, options: Mapping[str, Any]
+    checkpoint: str,
+    folder: Path,
+    precision: str,
+    provider: str,
+    options: Mapping[str, Any],
+    widths: Widths,
 ) -> None:
     """Run onnxruntime-genai's builder in this process."""
     from onnxruntime_genai.models import builder
@@ -91,7 +101,7 @@ def _build(
     )
     config = parsed["hf_details"]["hf_config"]
     tables = settle_config(config, SUPPORTED[config.model_type].architecture)
-    with corrected(builder, tables):
+    with corrected(builder, tables, widths):
         builder.create_model(
             checkpoint, checkpoint, str(folder), precision, provider, cache, **parsed
         )

@@ -12,7 +12,8 @@ from edgetune.child import run_child
 from edgetune.errors import InputRefusedError, StepFailedError
 from edgetune.files import read_json
 from edgetune.optimize.forms import decoder
-from edgetune.optimize.schemes import check_group_size, find_scheme
+from edgetune.optimize.schemes import find_scheme
+from edgetune.optimize.widths import widths_from_json
 
 
 def optimize_step(
@@ -21,7 +22,7 @@ def optimize_step(
     """Build the graph that `arguments["workflow"]` describes, and prove what it is.
 
     arguments: checkpoint (folder), base (what the fine-tune started from: {path, trained_as}, or
-    null), workflow (of `make_workflow`), scheme (name), group_size, provider. Facts: graph_bytes
+    null), workflow (of `make_workflow`), scheme (name), widths, provider. Facts: graph_bytes
     (model.onnx and its data), read_back, survival, open_peak_rss_mb (of the process that opened
     it), generation_set, generation_not_carried. Raises InputRefusedError for a checkpoint that the
     builder would get wrong, StepFailedError when Olive yields no model, an option was ignored, or
@@ -29,13 +30,14 @@ def optimize_step(
     """
     checkpoint = Path(arguments["checkpoint"])
     scheme = find_scheme(arguments["scheme"])
-    group_size = check_group_size(scheme, arguments["group_size"])
+    widths = widths_from_json(arguments["widths"])
     config = read_json(checkpoint / "config.json")
     refused = decoder.export_problem(config)
     if refused:
         msg = f"{checkpoint}: {refused}"
         raise InputRefusedError(msg, "choose another base; this one cannot be exported faithfully")
     progress("starting Olive")
+    from edgetune.checkpoint.folder import read_checkpoint
     from edgetune.optimize.genai_folder import complete_folder
     from edgetune.optimize.olive import run_workflow
     from edgetune.optimize.read_back import read_back
@@ -44,8 +46,10 @@ def optimize_step(
     run_workflow(arguments["workflow"], checkpoint, out, progress)
     facts = complete_folder(out, checkpoint)
     progress("reading the graph back")
-    found = read_back(out, decoder.make_expectations(scheme, group_size, ties_embeddings(config)))
-    left = survival(out, checkpoint, arguments["base"], progress)
+    wanted = decoder.make_expectations(scheme, widths, ties_embeddings(config))
+    modules = {name.removesuffix(".weight") for name in read_checkpoint(checkpoint).tensors}
+    found = read_back(out, wanted, widths, modules)
+    left = survival(out, checkpoint, arguments["base"], widths, progress)
     progress("opening it with onnxruntime-genai")
     log = out.parent / "logs" / f"{out.name.removeprefix('.tmp-')}-open.log"
     # In a process of its own: what opening takes is memory of the device, not of the export.

@@ -5,25 +5,30 @@ Only `model.onnx` is read, not its data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.graph_weights import places_of
 from edgetune.errors import StepFailedError
+from edgetune.optimize.widths import FLOAT, Widths
 
 _ONNX_RUNTIME = "com.microsoft"
 DATA = "model.onnx.data"
+WEIGHT = ".MatMul.weight"
 # Operators that may stand between the head's product and the logits.
 _AFTER_HEAD = ("Add", "Cast", "Div", "Mul", "Tanh", "Where")
 
 
-def read_back(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def read_back(
+    folder: Path, wanted: Mapping[str, Any], widths: Widths, modules: Collection[str]
+) -> dict[str, Any]:
     """What the graph in `folder` is, proved to be as wanted.
 
-    `wanted` is `forms.decoder.make_expectations`: weight_bits, group_size, accuracy_level (each
-    null for a float graph), symmetric, last_token_head. Returns the same keys with what was found,
-    and `quantized_matmuls`, `float_matmuls` (products with a constant weight), `embedding`,
-    `opset`. Raises StepFailedError naming option, wanted and found.
+    `wanted` is `forms.decoder.make_expectations`, `modules` are the checkpoint's. Returns what was
+    found of the same keys, and `weight_bits`, `group_size`, `symmetric`, `quantized_matmuls`,
+    `float_matmuls` (products with a constant weight), `opset`. Raises StepFailedError naming
+    option, wanted and found.
     """
     import onnx
 
@@ -31,6 +36,7 @@ def read_back(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     found = describe_graph(model.graph)
     found["opset"] = next(o.version for o in model.opset_import if not o.domain)
     check_described(found, wanted)
+    check_products(model.graph, widths, modules)
     _check_data(model.graph, folder)
     return found
 
@@ -39,12 +45,36 @@ def check_described(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None
     """Raise StepFailedError for the first option that did not take effect."""
     for option, value in wanted.items():
         _require(found[option] == value, option, value, found[option])
-    quantized, floats = found["quantized_matmuls"], found["float_matmuls"]
-    if wanted["weight_bits"] is not None:
-        _require(quantized > 0, "quantized_matmuls", "at least one", 0)
-        _require(floats == 0, "float_matmuls", 0, floats)
-    else:
-        _require(floats > 0, "float_matmuls", "at least one", 0)
+
+
+def check_products(graph: Any, widths: Widths, modules: Collection[str]) -> None:
+    """Raise StepFailedError for a product with a constant matrix that has not its module's width,
+    and where there is no such product at all."""
+    constants = {tensor.name for tensor in graph.initializer}
+    seen = 0
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm", "MatMulNBits") or node.input[1] not in constants:
+            continue
+        product = str(node.input[1]).partition(WEIGHT)[0]
+        rows = [_attribute(node, "N", 0)]
+        wanted = widths.of(places_of(product, rows, modules)[0][0])
+        text, found = wanted.name, _width_of(node)
+        if wanted.quantized:
+            text = _shown(wanted.bits, wanted.group_size, symmetric=wanted.symmetric)
+        _require(found == text, f"the width of {product}", text, found)
+        seen += 1
+    _require(seen > 0, "the number of products", "at least one", 0)
+
+
+def _shown(bits: int, group_size: int | None, *, symmetric: bool) -> str:
+    return f"w{bits}-g{group_size}{'' if symmetric else ' with zero points'}"
+
+
+def _width_of(node: Any) -> str:
+    if node.op_type != "MatMulNBits":
+        return FLOAT.name
+    symmetric = not (len(node.input) > 3 and node.input[3])
+    return _shown(_attribute(node, "bits", 4), _attribute(node, "block_size"), symmetric=symmetric)
 
 
 def _require(holds: bool, option: str, wanted: Any, found: Any) -> None:

@@ -7,13 +7,14 @@ nearest, symmetric, with one float32 scale for each group of weights along the i
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgetune.errors import UsageError
+from edgetune.optimize.widths import FLOAT, Width, Widths, check_rule, parse_width
 from edgetune.providers import PROVIDERS, find_provider
 
 _GROUP_SIZES = (16, 32, 64, 128, 256)
-_SCALE_BITS = 32
 DEFAULT_SCHEME = "w8a16-rtn"
 
 
@@ -30,6 +31,10 @@ class Scheme:
     # In the builder's words.
     precision: str
     accuracy_level: int | None
+    # Whether a group has no zero point.
+    symmetric: bool = True
+    # Modules of another width, as `widths` writes them: (end of a module's name, width).
+    rules: tuple[tuple[str, str], ...] = ()
     # Olive passes in order; `GenaiBuilder` is the project's own.
     passes: tuple[str, ...] = ("GenaiBuilder",)
 
@@ -38,10 +43,12 @@ class Scheme:
         """Names of the execution providers with kernels, in ONNX Runtime's spelling."""
         return tuple(name for name, row in PROVIDERS.items() if self.precision in row.PRECISIONS)
 
-    def bits_per_weight(self, group_size: int | None = None) -> float:
-        """Stored bits a quantized weight, its share of the scale included."""
+    def width(self, group_size: int | None = None) -> Width:
+        """How it stores a module that has no width of its own."""
+        if self.algorithm is None:
+            return FLOAT
         group = group_size or self.group_size
-        return float(self.weight_bits) if group is None else self.weight_bits + _SCALE_BITS / group
+        return Width(self.weight_bits, group, self.algorithm, self.symmetric)
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -79,6 +86,16 @@ def check_group_size(scheme: Scheme, group_size: int | None) -> int | None:
         msg = f"the scheme {scheme.name} takes no group size {group_size}"
         raise UsageError(msg, f"choose one of {sizes}")
     return group_size
+
+
+def make_widths(
+    scheme: Scheme, group_size: int | None = None, protect: Mapping[str, str] | None = None
+) -> Widths:
+    """The width of every module: a recipe's `protect` {end of a module's name: width} first, then
+    the scheme's own rules. Raises UsageError for a name, a width or a group size that is none."""
+    default = scheme.width(check_group_size(scheme, group_size))
+    words = [*(protect or {}).items(), *scheme.rules]
+    return Widths(default, tuple((check_rule(m), parse_width(w, default)) for m, w in words))
 
 
 def variant_name(provider: str, scheme: str, group_size: int | None = None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.checkpoint.folder import EMBEDDING, HEAD
-from edgetune.optimize.schemes import Scheme
+from edgetune.optimize.widths import Widths
 
 _FLOAT_BYTES = 4
 # Of the graph without its weights: nodes and names of one layer (measured: 7.7 to 8.3 kB).
@@ -23,32 +23,25 @@ _WEIGHTS, _SCALES = 1.45, 3.3
 
 
 def predict_graph_bytes(
-    config: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    tied: bool,
-    scheme: Scheme,
-    group_size: int | None,
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tied: bool, widths: Widths
 ) -> tuple[int, int]:
     """(model.onnx and its data, the scales in it), in bytes, of a checkpoint with these config.json
     and tensors.
 
-    A quantized matrix [outputs, inputs] takes its bits and a float32 scale for each group of a
-    row, the last one filled up; the embedding stays in float32 unless it is tied to the head.
+    The embedding stays in float32 unless it is tied to the head, whose width it then has.
     """
-    group_size = group_size or scheme.group_size
     total = _rotary_bytes(config) + _NODES_BYTES * (int(config.get("num_hidden_layers") or 0) + 1)
     scales = 0
     for name, shape in shapes.items():
         if tied and name == HEAD and EMBEDDING in shapes:
             continue
-        kept = len(shape) != 2 or (name == EMBEDDING and not tied)
-        if kept or group_size is None:
+        if len(shape) != 2 or (name == EMBEDDING and not tied):
             total += math.prod(shape) * _FLOAT_BYTES
-        else:
-            groups = shape[0] * -(-shape[1] // group_size)
-            total += groups * group_size * scheme.weight_bits // 8
-            scales += groups * _FLOAT_BYTES
-    return total + scales, scales
+            continue
+        width = widths.of((HEAD if name == EMBEDDING else name).removesuffix(".weight"))
+        whole, of_scales = width.stored_bytes(*shape)
+        total, scales = total + whole, scales + of_scales
+    return total, scales
 
 
 def predict_memory_bytes(graph_bytes: int, scale_bytes: int) -> int:

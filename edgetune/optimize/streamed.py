@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
+
+from edgetune.optimize.rounding import Rounder
+from edgetune.optimize.rounding.block import Block
+from edgetune.optimize.widths import Width
 
 # Of float32 values, where a matrix is worked on in blocks.
 _BLOCK_BYTES = 16 << 20
-_KERNELS = {4: quantize_matmul_4bits, 8: quantize_matmul_8bits}
 
 Blocks = Callable[[], Iterator[np.ndarray[Any, Any]]]
 
@@ -54,11 +56,16 @@ class Matrix:
     def rows(self) -> Iterator[torch.Tensor]:
         """Blocks of outputs as they are stored, [outputs, inputs]; the pages of each are freed
         after it."""
-        height = max(1, _BLOCK_BYTES // (4 * self.inputs))
-        for part in self.parts:
-            for start in range(0, part.shape[0], height):
-                yield part[start : start + height]
-                self.release()
+        for number in range(len(self.parts)):
+            for _, rows in self.rows_of(number):
+                yield rows
+
+    def rows_of(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row in the part, block) of one part."""
+        part, height = self.parts[number], max(1, _BLOCK_BYTES // (4 * self.inputs))
+        for start in range(0, part.shape[0], height):
+            yield start, part[start : start + height]
+            self.release()
 
     def columns(self) -> Iterator[torch.Tensor]:
         """Blocks of inputs in float32, transposed: [inputs, outputs]."""
@@ -112,38 +119,56 @@ def float_tensor(name: str, source: Matrix | Transposed) -> Streamed:
 
 
 def quantized_tensors(
-    name: str, matrix: Matrix, bits: int, group_size: int
-) -> tuple[Streamed, Streamed]:
-    """The packed weight [outputs, groups, bytes a group] (uint8) and the scales [outputs, groups]
-    (float32) of a MatMulNBits, symmetric, rounded to nearest by ONNX Runtime's own function.
+    name: str,
+    matrix: Matrix,
+    width: Width,
+    rounder: Rounder,
+    places: Sequence[tuple[str, int]] = (),
+) -> tuple[Streamed, ...]:
+    """What a MatMulNBits takes beside its input: the packed weight [outputs, groups, bytes a group]
+    (uint8), the scales [outputs, groups] (float32) and, where the width is not symmetric, the zero
+    points (uint8 [outputs, bytes]).
 
-    Names and layout are those of onnxruntime.quantization's DefaultWeightOnlyQuantizer. The scales
-    are kept from making the packed weight until they are asked for, so that each is made once when
-    they are written in this order.
+    `places`: the module of each part of the matrix and the part's first row in it; `name` itself
+    where there are none. Names and layout are those of onnxruntime.quantization's
+    DefaultWeightOnlyQuantizer. Scales and zero points are kept from making the packed weight until
+    they are asked for, so that each is made once when they are written in this order.
     """
-    groups = -(-matrix.inputs // group_size)
-    kept: list[np.ndarray[Any, Any]] = []
+    assert width.group_size is not None
+    groups = -(-matrix.inputs // width.group_size)
+    places = places or tuple((name, 0) for _ in matrix.parts)
+    kept: dict[str, list[np.ndarray[Any, Any]]] = {}
 
     def packed_blocks() -> Iterator[np.ndarray[Any, Any]]:
-        kept.clear()
-        scratch: dict[int, torch.Tensor] = {}
-        for rows in matrix.rows():
-            packed, scales = quantize_rows(rows, bits, group_size, scratch)
-            kept.append(scales)
-            yield packed
+        kept.update(scales=[], zeros=[])
+        scratch: dict[Any, Any] = {}
+        for number, (module, first) in enumerate(places):
+            for start, rows in matrix.rows_of(number):
+                found = rounder(Block(module, first + start, rows, scratch), width)
+                kept["scales"].append(found.scales)
+                if found.zero_points is not None:
+                    kept["zeros"].append(found.zero_points)
+                yield found.packed
 
-    def scale_blocks() -> Iterator[np.ndarray[Any, Any]]:
-        if not kept:
-            for _ in packed_blocks():
-                pass
-        yield from kept
-        kept.clear()
+    def kept_blocks(what: str) -> Blocks:
+        def blocks() -> Iterator[np.ndarray[Any, Any]]:
+            if not kept.get(what):
+                for _ in packed_blocks():
+                    pass
+            yield from kept.pop(what)
 
-    shape = (matrix.outputs, groups, group_size * bits // 8)
-    return (
-        Streamed(f"{name}_Q{bits}", ir.DataType.UINT8, shape, packed_blocks),
-        Streamed(f"{name}_scales", ir.DataType.FLOAT, shape[:2], scale_blocks),
-    )
+        return blocks
+
+    shape = (matrix.outputs, groups, width.group_size * width.bits // 8)
+    tensors = [
+        Streamed(f"{name}_Q{width.bits}", ir.DataType.UINT8, shape, packed_blocks),
+        Streamed(f"{name}_scales", ir.DataType.FLOAT, shape[:2], kept_blocks("scales")),
+    ]
+    if not width.symmetric:
+        zeros = (matrix.outputs, -(-groups * width.bits // 8))
+        blocks = kept_blocks("zeros")
+        tensors.append(Streamed(f"{name}_zero_points", ir.DataType.UINT8, zeros, blocks))
+    return tuple(tensors)
 
 
 def return_freed_memory() -> None:
@@ -155,26 +180,3 @@ def return_freed_memory() -> None:
     m_mmap_threshold = -3
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 4 << 20)
-
-
-def quantize_rows(
-    rows: torch.Tensor, bits: int, group_size: int, scratch: dict[int, torch.Tensor] | None = None
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(packed [outputs, groups, bytes a group], scales [outputs, groups]) of rows [outputs,
-    inputs] of any float type; a last short group is padded with zeros.
-
-    `scratch` keeps the transposed float32 copy for the next block of as many rows.
-    """
-    outputs, inputs = rows.shape
-    groups = -(-inputs // group_size)
-    scratch = {} if scratch is None else scratch
-    if outputs not in scratch:
-        scratch.clear()
-        scratch[outputs] = torch.zeros((groups * group_size, outputs), dtype=torch.float32)
-    scratch[outputs][:inputs].copy_(rows.T)
-    packed = np.zeros((outputs, groups, group_size * bits // 8), dtype=np.uint8)
-    scales = np.zeros((outputs, groups), dtype=np.float32)
-    zero_points = np.zeros((outputs, -(-groups * bits // 8)), dtype=np.uint8)
-    values = scratch[outputs].numpy()
-    _KERNELS[bits](packed, values, scales, zero_points, group_size, outputs, inputs, True)
-    return packed, scales

@@ -2,8 +2,9 @@
 
 Its `Model` loads the whole checkpoint, and quantizes a float32 copy of the whole graph: for a
 model of 0.5 billion parameters 4.4 GB, where 0.3 come out. The functions here take the place of
-the four methods that do it. The weights they write have the same bytes (tested), and the head's
-quantized weight serves a tied embedding at 8 bits too, where the builder knows that for 4 only.
+the methods that do it. Rounded to nearest, the weights that they write have the same bytes
+(tested). Each module may have a width of its own, and the head's quantized weight serves a tied
+embedding at 8 bits too, where the builder knows that for 4 only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import onnx_ir as ir
 import torch
 
 from edgetune.checkpoint.folder import read_checkpoint
+from edgetune.checkpoint.graph_weights import places_of
 from edgetune.checkpoint.mapped import mapped_model
+from edgetune.optimize.rounding import ROUNDERS
 from edgetune.optimize.streamed import (
     Matrix,
     Streamed,
@@ -25,8 +28,11 @@ from edgetune.optimize.streamed import (
     quantized_tensors,
     return_freed_memory,
 )
+from edgetune.optimize.widths import Widths
 
-_HEAD = "lm_head.MatMul.weight"
+_HEAD = "lm_head"
+_WEIGHT = ".MatMul.weight"
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class _Packed:
@@ -36,14 +42,18 @@ class _Packed:
         self.weight = weight
 
 
-def streaming(model_class: Any) -> Mapping[str, Callable[..., Any]]:
-    """{method of the builder's `Model`: what takes its place}."""
-    make_initializer, to_nbits = model_class.make_initializer, model_class.to_nbits
+def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., Any]]:
+    """{method of the builder's `Model`: what takes its place}; `widths`: of the modules."""
+    make_initializer = model_class.make_initializer
+    make_lookup = model_class.make_embedding_lookup
+    is_packable = model_class.is_qkv_projection_packable
+    head = widths.of(_HEAD)
 
     def load_weights(self: Any, input_path: str) -> Any:
         return_freed_memory()
         checkpoint = read_checkpoint(Path(input_path or self.model_name_or_path))
         model, self.mapped_files = mapped_model(checkpoint)
+        self.checkpoint_modules = {name.removesuffix(".weight") for name in checkpoint.tensors}
         return model
 
     def register(self: Any, tensor: Any, /, name: str, **options: Any) -> None:
@@ -57,35 +67,51 @@ def streaming(model_class: Any) -> Mapping[str, Callable[..., Any]]:
     def pack(self: Any, q: Any, k: Any, v: Any, **_: Any) -> _Packed:
         return _Packed(Matrix((q.weight, k.weight, v.weight), self.mapped_files.release))
 
+    def packable(self: Any, layer_id: int, attention: Any) -> bool:
+        block = f"model.layers.{layer_id}.self_attn"
+        own = {widths.of(f"{block}.{projection}") for projection in _PROJECTIONS}
+        # A joint projection of the checkpoint has one width.
+        joint = f"{block}.qkv_proj" in self.checkpoint_modules
+        return bool(is_packable(self, layer_id, attention)) and (joint or len(own) == 1)
+
     def share_embedding(self: Any, config: Any) -> None:  # noqa: ARG001
         wanted = bool(self.extra_options.get("shared_embeddings")) and not (
             self.exclude_embeds or self.exclude_lm_head
         )
-        quantized = self.is_lm_head_quantized()
-        self.tied_quantized_embeddings = wanted and quantized
-        self.tied_unquantized_embeddings = wanted and not quantized
+        self.tied_quantized_embeddings = wanted and head.quantized
+        self.tied_unquantized_embeddings = wanted and not head.quantized
 
-    def shared_names(self: Any) -> tuple[int, str, str, str]:
-        bits = self.quant_attrs["bits"]
-        return bits, f"{_HEAD}_Q{bits}", f"{_HEAD}_scales", ""
+    def shared_names(self: Any) -> tuple[int, str, str, str]:  # noqa: ARG001
+        name = f"{_HEAD}{_WEIGHT}"
+        zeros = "" if head.symmetric else f"{name}_zero_points"
+        return head.bits, f"{name}_Q{head.bits}", f"{name}_scales", zeros
+
+    def look_up(self: Any, *arguments: Any) -> Any:
+        before = self.quant_attrs["matmul_block_size"]
+        self.quant_attrs["matmul_block_size"] = head.group_size
+        try:
+            return make_lookup(self, *arguments)
+        finally:
+            self.quant_attrs["matmul_block_size"] = before
 
     def quantize(self: Any) -> ir.Model:
-        return quantize_products(self) if _rounds_to_nearest(self) else to_nbits(self)
+        return quantize_products(self, widths)
 
     return {
         "load_weights": load_weights,
         "make_initializer": register,
         "make_packed_matmul_float_class": pack,
+        "is_qkv_projection_packable": packable,
         "make_tied_embeddings_init": share_embedding,
         "make_tied_quantized_embedding_input_names": shared_names,
+        "make_embedding_lookup": look_up,
         "to_nbits": quantize,
     }
 
 
-def quantize_products(self: Any) -> ir.Model:
-    """The builder's `to_nbits` for its `default` algorithm, symmetric: each product with a
-    constant matrix becomes a MatMulNBits whose weight is quantized when it is written."""
-    bits, group_size = self.quant_attrs["bits"], self.quant_attrs["matmul_block_size"]
+def quantize_products(self: Any, widths: Widths) -> ir.Model:
+    """The builder's `to_nbits`: each product with a constant matrix becomes a MatMulNBits whose
+    weight is rounded when it is written, unless its width is a float one."""
     accuracy_level = self.quant_attrs["accuracy_level"]
     for node in self.model.graph:
         weight = node.inputs[1].const_value if node.op_type == "MatMul" else None
@@ -93,33 +119,27 @@ def quantize_products(self: Any) -> ir.Model:
             continue
         matrix: Matrix = weight.meta["matrix"]
         name = str(weight.name)
+        rows = [part.shape[0] for part in matrix.parts]
+        places = places_of(name.removesuffix(_WEIGHT), rows, self.checkpoint_modules)
+        width = widths.of(places[0][0])
+        if not width.quantized:
+            continue
         self.model.graph.initializers.pop(name)
-        packed, scales = quantized_tensors(name, matrix, bits, group_size)
-        node.replace_input_with(1, _register(self, packed))
-        node.resize_inputs(3)
-        node.replace_input_with(2, _register(self, scales))
+        rounder = ROUNDERS[str(width.algorithm)]
+        tensors = quantized_tensors(name, matrix, width, rounder, places)
+        node.resize_inputs(1 + len(tensors))
+        for place, tensor in enumerate(tensors, 1):
+            node.replace_input_with(place, _register(self, tensor))
         node.op_type, node.domain = "MatMulNBits", "com.microsoft"
-        node.name = f"{node.name}_Q{bits}"
-        attributes = {"K": matrix.inputs, "N": matrix.outputs, "bits": bits}
-        attributes["block_size"] = group_size
+        node.name = f"{node.name}_Q{width.bits}"
+        attributes = {"K": matrix.inputs, "N": matrix.outputs, "bits": width.bits}
+        attributes["block_size"] = width.group_size
         if accuracy_level:
             attributes["accuracy_level"] = accuracy_level
         for key, value in sorted(attributes.items()):
             node.attributes.add(ir.AttrInt64(key, value))
     model: ir.Model = self.model
     return model
-
-
-def _rounds_to_nearest(builder: Any) -> bool:
-    """True where `quantize_products` does what the builder was asked for; it does the rest."""
-    options = builder.quant_attrs
-    return (
-        builder.quantization_algo == "default"
-        and bool(options["is_symmetric"])
-        and not options["use_qdq"]
-        and not options["nodes_to_exclude"]
-        and not builder.int4_customized_weight_config
-    )
 
 
 def _register(builder: Any, tensor: Streamed) -> Any:

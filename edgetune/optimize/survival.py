@@ -29,9 +29,12 @@ from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.checkpoint.graph_weights import Piece, blocks_of, pieces_of, read_matrices
 from edgetune.checkpoint.tensors import Rows, load_rows
 from edgetune.errors import StepFailedError
+from edgetune.optimize.widths import Width, Widths
 
 # Rounding to nearest is off by half a step, and by one where the largest of a group is cut.
 _MOST_STEPS = 1.01
+# Others move a weight further to make up for its neighbours' errors.
+_TO_NEAREST = ("rtn",)
 _EMBEDDING = "model.embed_tokens"
 
 
@@ -39,6 +42,7 @@ def survival(
     folder: Path,
     checkpoint: Path,
     base: Mapping[str, Any] | None,
+    widths: Widths,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """{"modules": [{name, values, delta_relative, step, below_step, snr}], worst first, "reason":
@@ -63,9 +67,12 @@ def survival(
         pieces, own = pieces_of(module, shapes, matrices), find(module)
         if own is None or (module == _EMBEDDING and "lm_head" in shapes):
             continue  # an embedding of its own stays in float32
+        width = widths.of("lm_head" if module == _EMBEDDING else module)
+        if not width.quantized:
+            continue
         if not pieces:
             not_found.append(module)
-        elif row := _of_module(merged, module, pieces, *own):
+        elif row := _of_module(merged, module, pieces, *own, width):
             rows.append(row)
     rows.sort(key=lambda row: (math.inf if row["snr"] is None else row["snr"], row["name"]))
     return {"modules": rows, "not_found": not_found, "reason": None}
@@ -81,7 +88,12 @@ def linear_shapes(checkpoint: CheckpointFolder) -> dict[str, tuple[int, ...]]:
 
 
 def _of_module(
-    merged: CheckpointFolder, module: str, pieces: list[Piece], base_rows: int, base: Rows
+    merged: CheckpointFolder,
+    module: str,
+    pieces: list[Piece],
+    base_rows: int,
+    base: Rows,
+    width: Width,
 ) -> dict[str, Any] | None:
     """One module's figures; None where nothing was changed in it."""
     entry = merged.tensors[f"{module}.weight"]
@@ -92,7 +104,8 @@ def _of_module(
         stop = start + quantized.shape[0]
         exact = load_rows(merged.path, entry, start, stop).float()
         error = quantized - exact
-        if bool((error.abs() > _MOST_STEPS * step + 1e-30).any()):
+        nearest = width.algorithm in _TO_NEAREST
+        if nearest and bool((error.abs() > _MOST_STEPS * step + 1e-30).any()):
             msg = f"{module}: the graph's weights are not those of the merged checkpoint, quantized"
             raise StepFailedError(msg, "this is an error in edgetune; please report it")
         # Rows beyond the base's are of new tokens.

@@ -8,21 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.optimize.forms import decoder
-from edgetune.optimize.schemes import Scheme, check_group_size
+from edgetune.optimize.schemes import Scheme
+from edgetune.optimize.widths import Widths
 from edgetune.providers import check_kernels, find_provider
 
 # Filled in when the workflow runs: a workflow is part of a step's key and names no folder.
 CHECKPOINT, CACHE, OUT = "<checkpoint>", "<cache>", "<out>"
 
 
-def make_workflow(scheme: Scheme, group_size: int | None, provider: str) -> dict[str, Any]:
+def make_workflow(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]:
     """Olive's workflow for one scheme on one execution provider, without a search.
 
-    Raises UsageError when the provider has no kernels for the scheme, or the scheme does not take
-    the group size.
+    `widths`: of the modules. Raises UsageError when the provider has no kernels for the scheme.
     """
     check_kernels(provider, scheme.name, scheme.precision)
-    group = check_group_size(scheme, group_size)
     accelerator = {
         "device": find_provider(provider).DEVICE_KIND,
         "execution_providers": [provider],
@@ -30,7 +29,7 @@ def make_workflow(scheme: Scheme, group_size: int | None, provider: str) -> dict
     return {
         "input_model": {"type": "HfModel", "config": {"model_path": CHECKPOINT}},
         "systems": {"local": {"type": "LocalSystem", "config": {"accelerators": [accelerator]}}},
-        "passes": decoder.make_passes(scheme, group, provider),
+        "passes": decoder.make_passes(scheme, widths, provider),
         "engine": {
             "host": "local",
             "target": "local",

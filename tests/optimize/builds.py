@@ -16,20 +16,21 @@ PROVIDER = "CPUExecutionProvider"
 def build_all(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build `arguments["jobs"]`, [{checkpoint, scheme}], each into `out/<its number>`.
+    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect}], each into `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
     names a function here that is called before it, its `without` a correction that is left out.
     """
     from edgetune.errors import EdgetuneError
     from edgetune.optimize.optimize import optimize_step
-    from edgetune.optimize.schemes import parse_scheme
+    from edgetune.optimize.schemes import make_widths, parse_scheme
     from edgetune.optimize.workflow import make_workflow
 
     found: dict[str, Any] = {}
     for number, job in enumerate(arguments["jobs"]):
         scheme, group = parse_scheme(job["scheme"])
-        workflow = make_workflow(scheme, group, PROVIDER)
+        widths = make_widths(scheme, group, job.get("protect"))
+        workflow = make_workflow(scheme, widths, PROVIDER)
         workflow["passes"]["builder"]["config"] |= job.get("options", {})
         folder = out / str(number)
         folder.mkdir()
@@ -42,7 +43,7 @@ def build_all(
         try:
             with _spoiled(job.get("spoil")), _uncorrected(job.get("without")):
                 found[str(number)] = optimize_step(
-                    {**step, "group_size": group, "provider": PROVIDER}, folder, progress
+                    {**step, "widths": widths.as_json(), "provider": PROVIDER}, folder, progress
                 )
         except EdgetuneError as why:
             left = sorted(p.name for p in folder.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgetune.optimize.forms.decoder import export_problem, make_expectations
-from edgetune.optimize.schemes import SCHEMES
+from edgetune.optimize.schemes import SCHEMES, make_widths
 
 LLAMA = {
     "model_type": "llama",
@@ -82,7 +82,7 @@ def test_what_would_be_wrong_is_refused(changes: dict[str, Any], words: str) -> 
 
 
 def test_a_float_graph_is_expected_without_quantization() -> None:
-    wanted = make_expectations(SCHEMES["fp32"], None, tied=False)
+    wanted = make_expectations(SCHEMES["fp32"], make_widths(SCHEMES["fp32"]), tied=False)
     assert wanted.pop("last_token_head") is True
     assert wanted.pop("embedding") == "float32"
     assert set(wanted.values()) == {None}
@@ -90,7 +90,8 @@ def test_a_float_graph_is_expected_without_quantization() -> None:
 
 def test_tied_embeddings_are_expected_in_the_heads_form() -> None:
     shared = {
-        name: make_expectations(SCHEMES[name], 32, tied=True)["embedding"] for name in SCHEMES
+        name: make_expectations(row, make_widths(row), tied=True)["embedding"]
+        for name, row in SCHEMES.items()
     }
     assert shared["fp32"] == "float32, shared with the head"
     assert shared["w8a16-rtn"] == "int8, shared with the head"

@@ -14,7 +14,7 @@ from edgetune.checkpoint.graph_weights import blocks_of, pieces_of, read_matrice
 from edgetune.checkpoint.tensors import load_tensor
 from edgetune.child import run_child
 from edgetune.estimates import estimate
-from edgetune.optimize.schemes import find_scheme
+from edgetune.optimize.schemes import find_scheme, make_widths
 from edgetune.optimize.survival import linear_shapes
 from tests.families import FAMILIES, build_family
 
@@ -120,6 +120,6 @@ def test_no_correction_is_idle(measured: Measured, name: str, without: str) -> N
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_plan_predicts_the_size(measured: Measured, name: str, scheme: str) -> None:
     base = read_checkpoint(Path(measured[name, scheme]["checkpoint"]))
-    predicted = estimate(base, find_scheme(scheme), None, adapted=False, layered=False)
+    predicted = estimate(base, make_widths(find_scheme(scheme)), adapted=False, layered=False)
     # Of a model this small the nodes are a tenth; of a real one nothing is left of their part.
     assert predicted.graph_bytes == pytest.approx(measured[name, scheme]["graph_bytes"], rel=0.1)

@@ -11,9 +11,12 @@ import pytest
 from edgetune.errors import StepFailedError
 from edgetune.optimize.forms.decoder import make_expectations
 from edgetune.optimize.read_back import read_back
-from edgetune.optimize.schemes import SCHEMES
+from edgetune.optimize.schemes import SCHEMES, make_widths
 
-WANTED = make_expectations(SCHEMES["w8a16-rtn"], 32, tied=False)
+EIGHT, FLOATS = make_widths(SCHEMES["w8a16-rtn"]), make_widths(SCHEMES["fp32"])
+MODULES = ("middle", "head")
+WANTED = make_expectations(SCHEMES["w8a16-rtn"], EIGHT, tied=False)
+WANTED_FLOAT = make_expectations(SCHEMES["fp32"], FLOATS, tied=False)
 
 
 def write_graph(
@@ -49,15 +52,16 @@ def write_graph(
         return name
 
     def product(name: str, x: str, y: str, n: int, quantized: bool) -> Any:
+        weight = f"{name}.MatMul.weight"
         if not quantized:
-            return helper.make_node(
-                "MatMul", [x, constant(f"{name}.w", TensorProto.FLOAT, [width, n])], [y], name
-            )
+            inputs = [x, constant(weight, TensorProto.FLOAT, [width, n])]
+            return helper.make_node("MatMul", inputs, [y], name)
         blocks = width // group_size or 1
-        inputs = [x, constant(f"{name}.q", TensorProto.UINT8, [n, blocks, group_size * bits // 8])]
-        inputs.append(constant(f"{name}.s", TensorProto.FLOAT, [n, blocks]))
+        packed = [n, blocks, group_size * bits // 8]
+        inputs = [x, constant(f"{weight}_Q{bits}", TensorProto.UINT8, packed)]
+        inputs.append(constant(f"{weight}_scales", TensorProto.FLOAT, [n, blocks]))
         if zero_points:
-            inputs.append(constant(f"{name}.z", TensorProto.UINT8, [n, blocks]))
+            inputs.append(constant(f"{weight}_zero_points", TensorProto.UINT8, [n, blocks]))
         level = {} if accuracy_level is None else {"accuracy_level": accuracy_level}
         return helper.make_node(
             "MatMulNBits", inputs, [y], name, domain="com.microsoft",
@@ -98,7 +102,7 @@ def write_graph(
 
 
 def test_a_graph_as_asked_for(tmp_path: Path) -> None:
-    assert read_back(write_graph(tmp_path), WANTED) == {
+    assert read_back(write_graph(tmp_path), WANTED, EIGHT, MODULES) == {
         "weight_bits": 8,
         "group_size": 32,
         "accuracy_level": 4,
@@ -113,37 +117,36 @@ def test_a_graph_as_asked_for(tmp_path: Path) -> None:
 
 def test_a_float_graph_as_asked_for(tmp_path: Path) -> None:
     folder = write_graph(tmp_path, float_middle=True, quantized_head=False)
-    found = read_back(folder, make_expectations(SCHEMES["fp32"], None, tied=False))
+    found = read_back(folder, WANTED_FLOAT, FLOATS, MODULES)
     assert (found["quantized_matmuls"], found["float_matmuls"]) == (0, 2)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bits": 4}, "weight_bits is 4, wanted 8"),
-        ({"group_size": 64}, "group_size is 64, wanted 32"),
+        ({"bits": 4}, "the width of middle is w4-g32, wanted w8-g32"),
+        ({"group_size": 64}, "the width of middle is w8-g64, wanted w8-g32"),
         ({"accuracy_level": None}, "accuracy_level is 0, wanted 4"),
-        ({"zero_points": True}, "symmetric is False, wanted True"),
+        ({"zero_points": True}, "is w8-g32 with zero points, wanted w8-g32"),
         ({"last_token": False}, "last_token_head is False, wanted True"),
         ({"index": 0}, "last_token_head is False, wanted True"),
-        ({"float_middle": True}, "float_matmuls is 1, wanted 0"),
-        ({"quantized_head": False}, "float_matmuls is 1, wanted 0"),
-        ({"float_middle": True, "quantized_head": False}, "weight_bits is None, wanted 8"),
+        ({"float_middle": True}, "the width of middle is fp32, wanted w8-g32"),
+        ({"quantized_head": False}, "the width of head is fp32, wanted w8-g32"),
         ({"location": "../elsewhere"}, r"the data of embedding is ../elsewhere"),
-        ({"short_data": True}, "the end of head.s is"),
+        ({"short_data": True}, "the end of head.MatMul.weight_scales is"),
     ],
 )
 def test_an_option_without_effect_is_named(
     tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(StepFailedError, match=words) as raised:
-        read_back(write_graph(tmp_path, **change), WANTED)
+        read_back(write_graph(tmp_path, **change), WANTED, EIGHT, MODULES)
     assert raised.value.exit_code == 6
 
 
 def test_a_quantized_graph_is_no_float_one(tmp_path: Path) -> None:
-    with pytest.raises(StepFailedError, match="weight_bits is 8, wanted None"):
-        read_back(write_graph(tmp_path), make_expectations(SCHEMES["fp32"], None, tied=False))
+    with pytest.raises(StepFailedError, match="the width of middle is w8-g32, wanted fp32"):
+        read_back(write_graph(tmp_path, accuracy_level=None), WANTED_FLOAT, FLOATS, MODULES)
 
 
 def test_products_that_differ_are_listed(tmp_path: Path) -> None:
@@ -154,5 +157,5 @@ def test_products_that_differ_are_listed(tmp_path: Path) -> None:
     head = next(node for node in model.graph.node if node.name == "head")
     next(a for a in head.attribute if a.name == "bits").i = 4
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(StepFailedError, match=r"weight_bits is \[4, 8\], wanted 8"):
-        read_back(folder, WANTED)
+    with pytest.raises(StepFailedError, match="the width of head is w4-g32, wanted w8-g32"):
+        read_back(folder, WANTED, EIGHT, MODULES)

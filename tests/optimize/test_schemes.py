@@ -27,14 +27,6 @@ def test_rows_are_whole() -> None:
         assert row.group_size is None or row.group_size in row.group_sizes
 
 
-@pytest.mark.parametrize(
-    ("scheme", "group_size", "bits"),
-    [("fp32", None, 32), ("w8a16-rtn", None, 9), ("w8a16-rtn", 128, 8.25), ("w4a16-rtn", None, 5)],
-)
-def test_bits_per_weight_count_the_scale(scheme: str, group_size: int | None, bits: float) -> None:
-    assert SCHEMES[scheme].bits_per_weight(group_size) == bits
-
-
 def test_a_near_miss_is_told_the_name() -> None:
     with pytest.raises(UsageError, match="no scheme is called 'w8a16'") as raised:
         find_scheme("w8a16")

@@ -42,28 +42,39 @@ def test_float_matrices(dtype: Any) -> None:
     assert tuple(float_tensor("w", matrix.T).shape) == (40, 11)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [16, 32, 128])
-def test_quantized_matrices_equal_onnxruntimes_quantizer(bits: int, group_size: int) -> None:
+def test_quantized_matrices_equal_onnxruntimes_quantizer(
+    bits: int, group_size: int, symmetric: bool
+) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         DefaultWeightOnlyQuantConfig,
         DefaultWeightOnlyQuantizer,
     )
 
+    from edgetune.optimize.rounding import ROUNDERS
     from edgetune.optimize.streamed import Matrix, quantized_tensors
+    from edgetune.optimize.widths import Width
 
     parts = [random(7, 40), random(4, 40)]
-    settings = DefaultWeightOnlyQuantConfig(block_size=group_size, is_symmetric=True, bits=bits)
-    wanted, scales, _ = DefaultWeightOnlyQuantizer(settings).qbits_block_quant(
+    settings = DefaultWeightOnlyQuantConfig(
+        block_size=group_size, is_symmetric=symmetric, bits=bits
+    )
+    wanted, scales, zeros = DefaultWeightOnlyQuantizer(settings).qbits_block_quant(
         torch.cat(parts).T.contiguous().numpy()
     )
-    packed_tensor, scale_tensor = quantized_tensors("w", Matrix(parts), bits, group_size)
+    width = Width(bits, group_size, "rtn", symmetric)
+    tensors = quantized_tensors("w", Matrix(parts), width, ROUNDERS["rtn"])
+    packed_tensor, scale_tensor = tensors[:2]
     assert tuple(packed_tensor.shape) == wanted.shape
     assert tuple(scale_tensor.shape) == scales.shape
     assert written(packed_tensor) == wanted.tobytes()
     # Kept from making the packed weight the first time, made anew after that.
     for _ in range(2):
         assert np.array_equal(scale_tensor.numpy(), scales)
+        for zero_tensor in tensors[2:]:
+            assert written(zero_tensor) == zeros.tobytes()
 
 
 def test_pages_are_freed_after_each_block() -> None:

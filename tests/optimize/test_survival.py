@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from edgetune.checkpoint.graph_weights import blocks_of, pieces_of, read_matrices, whole_weight
 from edgetune.errors import StepFailedError
+from edgetune.optimize.schemes import SCHEMES, make_widths
 from edgetune.optimize.survival import survival
 from tests.tiny import edit_tensors
 from tests.tiny_package import VARIANT, tiny_package
@@ -34,7 +35,8 @@ def copy_with(source: Path, folder: Path, change: Any) -> Path:
 
 def found(package: Path, checkpoint: Path, base: Path | None) -> dict[str, Any]:
     start = None if base is None else {"path": str(base), "trained_as": None}
-    return survival(package / VARIANT, checkpoint, start, lambda _: None)
+    widths = make_widths(SCHEMES["w8a16-rtn"])
+    return survival(package / VARIANT, checkpoint, start, widths, lambda _: None)
 
 
 def test_the_figures_are_those_of_whole_tensors(package: Path, tmp_path: Path) -> None:

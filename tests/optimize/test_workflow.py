@@ -14,13 +14,14 @@ import pytest
 
 from edgetune.errors import UsageError
 from edgetune.files import dump_json, read_json
-from edgetune.optimize.schemes import SCHEMES, variant_name
+from edgetune.optimize.schemes import SCHEMES, make_widths, variant_name
+from edgetune.optimize.widths import FLOAT, Widths
 from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow, make_workflow
 from edgetune.providers import PROVIDERS
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "workflows"
 CASES = {
-    variant_name(provider, scheme.name, group): (scheme, group, provider)
+    variant_name(provider, scheme.name, group): (scheme, make_widths(scheme, group), provider)
     for provider in PROVIDERS
     for scheme in SCHEMES.values()
     for group in ({scheme.group_size, 128} if scheme.group_size else {None})
@@ -48,14 +49,12 @@ def test_invariants(name: str) -> None:
 
 
 def test_an_illegal_pair_is_refused() -> None:
-    with pytest.raises(UsageError, match="takes no group size 48"):
-        make_workflow(SCHEMES["w8a16-rtn"], 48, "CPUExecutionProvider")
     with pytest.raises(UsageError, match="no execution provider is called 'Nobody'"):
-        make_workflow(SCHEMES["fp32"], None, "Nobody")
+        make_workflow(SCHEMES["fp32"], Widths(FLOAT), "Nobody")
 
 
 def test_placeholders_are_filled_and_the_workflow_is_kept() -> None:
-    workflow = make_workflow(SCHEMES["fp32"], None, "CPUExecutionProvider")
+    workflow = make_workflow(SCHEMES["fp32"], Widths(FLOAT), "CPUExecutionProvider")
     filled = fill_workflow(workflow, {CHECKPOINT: "/c", CACHE: "/k", OUT: "/o"})
     assert filled["input_model"]["config"]["model_path"] == "/c"
     assert (filled["engine"]["cache_dir"], filled["engine"]["output_dir"]) == ("/k", "/o")

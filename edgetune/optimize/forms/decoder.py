@@ -4,10 +4,12 @@ its key-value cache, and the quantized products, as ONNX Runtime's own operators
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from edgetune.optimize.schemes import Scheme
+from edgetune.optimize.widths import Widths
 from edgetune.providers import find_provider
 
 # Kinds of rotary embeddings whose tables do not depend on the length of the text.
@@ -16,7 +18,7 @@ _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 _LONGROPE_LENGTH = 4096
 
 
-def make_passes(scheme: Scheme, group_size: int | None, provider: str) -> dict[str, Any]:
+def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]:
     """The Olive passes in order, {name: pass}. Options have the names that the builder reads.
 
     The logits are those of the last position alone (`prune_lm_head`): generation needs no others,
@@ -28,31 +30,30 @@ def make_passes(scheme: Scheme, group_size: int | None, provider: str) -> dict[s
         "prune_lm_head": True,
     }
     if scheme.algorithm is not None:
-        # `default` is ONNX Runtime's own rounding to nearest, which pads a last short block.
+        # The builder's own words for what `widths` says of most modules.
         options |= {
             "algo_config": "default",
-            "block_size": group_size,
-            "is_symmetric": True,
+            "block_size": widths.default.group_size,
+            "is_symmetric": widths.default.symmetric,
             "accuracy_level": scheme.accuracy_level,
+            "widths": json.dumps(widths.as_json(), sort_keys=True),
         }
     (name,) = scheme.passes
     return {"builder": {"type": name, "config": options}}
 
 
-def make_expectations(scheme: Scheme, group_size: int | None, tied: bool) -> dict[str, Any]:
-    """What the graph must show when it is read back; see `optimize.read_back`.
+def make_expectations(scheme: Scheme, widths: Widths, tied: bool) -> dict[str, Any]:
+    """What the graph must show when it is read back, the products' widths aside; see
+    `optimize.read_back`.
 
     Tied embeddings are stored once, in the head's form.
     """
-    quantized = scheme.algorithm is not None
-    head = f"int{scheme.weight_bits}" if quantized else "float32"
+    head = widths.of("lm_head")
+    form = f"int{head.bits}" if head.quantized else "float32"
     return {
-        "weight_bits": scheme.weight_bits if quantized else None,
-        "group_size": group_size,
         "accuracy_level": scheme.accuracy_level,
-        "symmetric": True if quantized else None,
         "last_token_head": True,
-        "embedding": f"{head}, shared with the head" if tied else "float32",
+        "embedding": f"{form}, shared with the head" if tied else "float32",
     }
 
 

@@ -1,0 +1,113 @@
+"""How each module's weight is stored: the scheme's own way, and that of modules with one of their
+own. Standard library only, for the plan reads it.
+
+A width is written `w4`, `w8-g64` or `fp32`. A rule names modules as PEFT's target_modules do: a
+whole dotted name or the end of one (`v_proj`, `mlp.down_proj`, `model.layers.3.mlp.down_proj`); of
+several rules that fit, the first counts. A head that is tied to the embedding is `lm_head`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgetune.errors import UsageError
+
+_FLOAT_BITS, _SCALE_BITS = 32, 32
+_WORDS = re.compile(r"fp32|w(?P<bits>4|8)(-g(?P<group>16|32|64|128|256))?")
+_RULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+
+
+@dataclass(frozen=True)
+class Width:
+    """How one weight is stored: bits a value (32: float32), values of a row that share a scale,
+    who rounds them (a file in optimize/rounding), and whether a group has a zero point."""
+
+    bits: int
+    group_size: int | None = None
+    algorithm: str | None = None
+    symmetric: bool = True
+
+    @property
+    def quantized(self) -> bool:
+        """Whether anything is rounded at all."""
+        return self.algorithm is not None
+
+    @property
+    def name(self) -> str:
+        """`w4-g32`, `fp32`."""
+        return f"w{self.bits}-g{self.group_size}" if self.quantized else "fp32"
+
+    def stored_bytes(self, outputs: int, inputs: int) -> tuple[int, int]:
+        """(bytes of a matrix, those of its scales, which the first include): groups are filled up,
+        a zero point has as many bits as a value."""
+        if self.group_size is None:
+            return outputs * inputs * self.bits // 8, 0
+        groups = -(-inputs // self.group_size)
+        scales = outputs * groups * _SCALE_BITS // 8
+        zeros = 0 if self.symmetric else outputs * -(-groups * self.bits // 8)
+        return outputs * groups * self.group_size * self.bits // 8 + scales + zeros, scales
+
+
+FLOAT = Width(_FLOAT_BITS)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The width of every module."""
+
+    default: Width
+    rules: tuple[tuple[str, Width], ...] = ()
+
+    def of(self, module: str) -> Width:
+        """The width of a module by its name in the checkpoint."""
+        for words, width in self.rules:
+            if module == words or module.endswith(f".{words}"):
+                return width
+        return self.default
+
+    def as_json(self) -> dict[str, Any]:
+        """For a workflow and a step's key."""
+        return {
+            "default": asdict(self.default),
+            "rules": [[words, asdict(width)] for words, width in self.rules],
+        }
+
+
+def widths_from_json(value: Mapping[str, Any]) -> Widths:
+    """What `Widths.as_json` gave."""
+    rules = tuple((str(words), Width(**width)) for words, width in value["rules"])
+    return Widths(Width(**value["default"]), rules)
+
+
+def parse_width(words: str, default: Width) -> Width:
+    """The width that `w8`, `w8-g64` or `fp32` means; what it does not say is the default's.
+
+    Raises UsageError for anything else.
+    """
+    found = _WORDS.fullmatch(words)
+    if found is None:
+        msg = f"{words!r} is no width"
+        raise UsageError(msg, "write w4, w8, w8-g64 (a group size of 16 to 256) or fp32")
+    if found["bits"] is None:
+        return FLOAT
+    group = int(found["group"]) if found["group"] else default.group_size or 32
+    return Width(int(found["bits"]), group, default.algorithm or "rtn", default.symmetric)
+
+
+def check_rule(words: str) -> str:
+    """A rule's name of modules, as it is. Raises UsageError for one that can name none."""
+    if not _RULE.fullmatch(words):
+        msg = f"{words!r} names no module"
+        raise UsageError(msg, "write a module's dotted name or the end of one, such as v_proj")
+    return words
+
+
+def unused_rules(widths: Widths, modules: Sequence[str]) -> list[str]:
+    """Rules that are no module's: written for another model, or misspelled."""
+    used = {
+        next((w for w, _ in widths.rules if m == w or m.endswith(f".{w}")), None) for m in modules
+    }
+    return [words for words, _ in widths.rules if words not in used]
