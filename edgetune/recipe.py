@@ -248,6 +248,7 @@ data:                            # JSON lines: text, prompt + completion, or mes
 
 scheme: w8a16-rtn                # fp32, w8a16-rtn, w4a16-rtn
 # group_size: 128                # 16, 32, 64, 128 or 256; larger is faster and coarser
+# protect: {v_proj: w8}          # modules by the end of their name: w8, w8-g64, or fp32
 # onto: dequantized              # QLoRA: merge onto the weights the adapter saw, or `original`;
                                  # auto: both, and the one nearer to the trained model is taken
 # merge_dtype: float32           # or `base`: the base's own type, rounding reported

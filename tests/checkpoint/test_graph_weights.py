@@ -143,7 +143,7 @@ def test_a_matrix_of_another_shape_is_none_of_the_module() -> None:
 
 
 def test_a_shortened_file_is_told(tmp_path: Path) -> None:
-    product(tmp_path, torch.randn(8, 32), 8, 32)
+    product(tmp_path, torch.randn(8, 32), 8, 32, symmetric=True)
     (name, found), *_ = read_matrices(tmp_path).items()
     (tmp_path / "model.onnx.data").write_bytes(b"short")
     with pytest.raises(StepFailedError, match="truncated"):

@@ -14,7 +14,6 @@ import torch
 
 from edgetune.checkpoint.graph_weights import pieces_of, read_matrices, whole_weight
 from edgetune.checkpoint.trained import load_plain
-from edgetune.reference import survival_worker
 from edgetune.reference.render import ScoredItem
 from edgetune.reference.survival_worker import choose_items, read_items, serve, with_weight
 from tests.tiny_package import VARIANT, tiny_package
@@ -102,19 +101,3 @@ def test_a_weight_is_put_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="it broke"):
         with_weight(module, torch.zeros(2, 2), fail)
     assert module.weight.data.equal(before)
-
-
-def test_a_failure_is_told_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("no json\n"))
-    monkeypatch.setattr(survival_worker, "die_with_parent", lambda: None)
-    out = io.StringIO()
-    monkeypatch.setattr("os.fdopen", lambda *_, **__: out)
-    monkeypatch.setattr("os.dup", lambda number: number)
-    monkeypatch.setattr("os.dup2", lambda *_: None)
-    assert survival_worker.main() == 6
-    assert (
-        "the modules one by one: JSONDecodeError" in json.loads(out.getvalue())["error"]["message"]
-    )
-    capfd.readouterr()
