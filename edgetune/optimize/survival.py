@@ -18,7 +18,8 @@ listed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ _MOST_STEPS = 1.01
 # Others move a weight further to make up for its neighbours' errors.
 _TO_NEAREST = ("rtn",)
 _EMBEDDING = "model.embed_tokens"
+_BLOCK_VALUES = 1 << 19
 
 
 def survival(
@@ -62,20 +64,33 @@ def survival(
     find = weights_as_seen(Path(base["path"]), base["trained_as"])
     shapes = linear_shapes(merged)
     rows, not_found = [], []
-    for number, module in enumerate(sorted(shapes), 1):
-        progress(f"what is left of the fine-tune: module {number} of {len(shapes)}")
-        pieces, own = pieces_of(module, shapes, matrices), find(module)
-        if own is None or (module == _EMBEDDING and "lm_head" in shapes):
-            continue  # an embedding of its own stays in float32
-        width = widths.of("lm_head" if module == _EMBEDDING else module)
-        if not width.quantized:
-            continue
-        if not pieces:
-            not_found.append(module)
-        elif row := _of_module(merged, module, pieces, *own, width):
-            rows.append(row)
+    with _one_thread():
+        for number, module in enumerate(sorted(shapes), 1):
+            progress(f"what is left of the fine-tune: module {number} of {len(shapes)}")
+            pieces, own = pieces_of(module, shapes, matrices), find(module)
+            if own is None or (module == _EMBEDDING and "lm_head" in shapes):
+                continue  # an embedding of its own stays in float32
+            width = widths.of("lm_head" if module == _EMBEDDING else module)
+            if not width.quantized:
+                continue
+            if not pieces:
+                not_found.append(module)
+            elif row := _of_module(merged, module, pieces, *own, width):
+                rows.append(row)
     rows.sort(key=lambda row: (math.inf if row["snr"] is None else row["snr"], row["name"]))
     return {"modules": rows, "not_found": not_found, "reason": None}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Blocks are small: threads would wait for each other longer than they work (measured: five
+    times the processor's time, and more on a busy machine)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def linear_shapes(checkpoint: CheckpointFolder) -> dict[str, tuple[int, ...]]:
@@ -97,27 +112,33 @@ def _of_module(
 ) -> dict[str, Any] | None:
     """One module's figures; None where nothing was changed in it."""
     entry = merged.tensors[f"{module}.weight"]
+
+    def exact_rows(start: int, stop: int) -> torch.Tensor:
+        return load_rows(merged.path, entry, start, stop).float()
+
+    if not _is_changed(exact_rows, base, min(base_rows, entry.shape[0]), entry.shape[1]):
+        return None
     weight = delta = noise = 0.0
     below = count = 0
     steps: list[torch.Tensor] = []
     for start, quantized, step in blocks_of(pieces):
         stop = start + quantized.shape[0]
-        exact = load_rows(merged.path, entry, start, stop).float()
-        error = quantized - exact
-        nearest = width.algorithm in _TO_NEAREST
-        if nearest and bool((error.abs() > _MOST_STEPS * step + 1e-30).any()):
-            msg = f"{module}: the graph's weights are not those of the merged checkpoint, quantized"
-            raise StepFailedError(msg, "this is an error in edgetune; please report it")
+        exact = exact_rows(start, stop)
         # Rows beyond the base's are of new tokens.
         known = max(0, min(stop, base_rows) - start)
         own = base(start, start + known)
-        change = exact[:known] - own
+        change, error = exact[:known] - own, quantized - exact
         weight += _squares(own)
         delta += _squares(change)
         noise += _squares(error[:known])
-        below += int((change.abs() < step[:known] / 2).sum())
+        nearest = width.algorithm in _TO_NEAREST
+        if nearest and float((error.abs_() - _MOST_STEPS * step).max()) > 1e-30:
+            msg = f"{module}: the graph's weights are not those of the merged checkpoint, quantized"
+            raise StepFailedError(msg, "this is an error in edgetune; please report it")
+        below += int(torch.count_nonzero(change.abs_().mul_(2) < step[:known]))
         count += change.numel()
-        steps.append(step[:known].flatten()[:: max(1, step.numel() // 65536)])
+        # A copy: a view would keep the whole block.
+        steps.append(step[:known].flatten()[:: max(1, step.numel() // 8192)].clone())
     if not delta:
         return None
     return {
@@ -128,6 +149,17 @@ def _of_module(
         "below_step": _digits(below / count),
         "snr": _digits(math.sqrt(delta / noise)) if noise else None,
     }
+
+
+def _is_changed(exact: Rows, base: Rows, rows: int, width: int) -> bool:
+    """Whether the fine-tune changed any weight of the base; most modules that it did not touch are
+    told from two files alone."""
+    height = max(1, _BLOCK_VALUES // width)
+    for start in range(0, rows, height):
+        stop = min(start + height, rows)
+        if not torch.equal(exact(start, stop), base(start, stop)):
+            return True
+    return False
 
 
 def _squares(values: torch.Tensor) -> float:
