@@ -1,4 +1,4 @@
-"""A finished report into a package's `reports/`: JSON for machines, Markdown and a page for people."""
+"""A finished report into a package's `reports/`: JSON for machines, two forms for people."""
 
 from __future__ import annotations
 

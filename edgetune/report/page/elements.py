@@ -43,7 +43,7 @@ def join(children: Iterable[str], between: str = "") -> Markup:
     return Markup(markup(between).join(markup(child) for child in children))
 
 
-def tag(name: str, *children: str, **attributes: str | None) -> Markup:
+def tag(name: str, /, *children: str, **attributes: str | None) -> Markup:
     """An element. `class_` is class, `aria_label` is aria-label; null attributes are left out."""
     pairs = "".join(
         f' {_attribute(key)}="{escape(readable(value))}"'

@@ -9,6 +9,7 @@ from typing import Any
 from edgetune.report.page.elements import Markup, foreign, pairs, table, tag
 from edgetune.report.page.elements import fold as folded
 from edgetune.report.page.shown import Shown
+from edgetune.report.schema import PerItem
 
 # Rows of a table; the JSON beside the page has them all.
 _MOST_ROWS = 2000
@@ -33,8 +34,9 @@ def every_figure(shown: Shown, level: str) -> Markup:
 
 
 def _section(title: str, value: Any, key: str) -> Iterator[Markup]:
-    if key == "per_item" and isinstance(value, dict):
-        yield from _columns(title, value)
+    if key == "per_item":
+        # Its lists are about the same items, which the schema has checked.
+        yield from _columns(title, {name: value[name] for name in PerItem.model_fields})
     elif isinstance(value, list) and all(isinstance(row, dict) for row in value):
         yield from _rows(title, value)
     else:
@@ -58,11 +60,9 @@ def _rows(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Markup]:
 
 
 def _columns(title: str, lists: Mapping[str, Sequence[Any]]) -> Iterator[Markup]:
-    names = [name for name, inner in lists.items() if isinstance(inner, list)]
-    rows = [
-        dict(zip(names, row, strict=False)) for row in zip(*(lists[n] for n in names), strict=False)
-    ]
-    yield from _rows(title, rows)
+    names = list(lists)
+    columns = [lists[name] for name in names]
+    yield from _rows(title, [dict(zip(names, row, strict=True)) for row in zip(*columns)])
 
 
 def _flat(value: Any, place: str, deep: bool = False) -> Iterator[tuple[str, Any]]:

@@ -218,7 +218,7 @@ def short(value: float) -> str:
 
 
 def _svg(title: str, description: str, height: int, marks: Sequence[str]) -> Markup:
-    """A plot's frame. Its name is an attribute: ids would have to be unique over several reports."""
+    """A plot's frame. Its name is an attribute: ids would have to be unique over all reports."""
     return tag(
         "svg",
         tag("title", title),

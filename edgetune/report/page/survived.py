@@ -1,4 +1,4 @@
-"""What survived of the fine-tune, and where the package differs: by layer, by place in the answer."""
+"""What survived of the fine-tune, and where the package differs: by layer, by place in answers."""
 
 from __future__ import annotations
 
