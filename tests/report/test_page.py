@@ -7,6 +7,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -83,7 +84,7 @@ def test_headings_go_down_one_at_a_time_and_the_verdict_is_first(page: str) -> N
     levels = [int(e.tag[1]) for e in parsed(page).iter() if re.fullmatch(r"h[1-6]", e.tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_tables_have_captions_and_scopes_and_plots_have_names(page: str) -> None:
@@ -124,7 +125,7 @@ def numbers(value: Any) -> Iterator[str]:
 @pytest.mark.parametrize("value", [full(), failing(), make()], ids=["full", "failing", "bare"])
 def test_every_figure_of_the_json_is_on_the_page(value: dict[str, Any]) -> None:
     shown = set(re.split(r"[\s,]+", " ".join(parsed(to_page(value)).itertext())))
-    missing = {number for number in numbers(value)} - shown
+    missing = set(numbers(value)) - shown
     assert not missing
 
 

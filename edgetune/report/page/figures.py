@@ -62,7 +62,8 @@ def _rows(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Markup]:
 def _columns(title: str, lists: Mapping[str, Sequence[Any]]) -> Iterator[Markup]:
     names = list(lists)
     columns = [lists[name] for name in names]
-    yield from _rows(title, [dict(zip(names, row, strict=True)) for row in zip(*columns)])
+    rows = zip(*columns, strict=True)
+    yield from _rows(title, [dict(zip(names, row, strict=True)) for row in rows])
 
 
 def _flat(value: Any, place: str, deep: bool = False) -> Iterator[tuple[str, Any]]:
