@@ -26,7 +26,7 @@ def provenance(shown: Shown, level: str, below: str) -> Markup:
         columns = ("input", "name", "license", "digest of its files")
         parts.append(table(f"{title}: inputs", columns, list(_inputs(report)), "text"))
         seeds = ", ".join(f"{name} {seed}" for name, seed in found.seeds.items()) or "none"
-        steps = [(name, tag("code", key)) for name, key in found.steps.items()]
+        steps = [(f"step {name}", tag("code", key)) for name, key in found.steps.items()]
         parts.append(pairs([("seeds of the build", seeds), *steps]))
         files = [
             (join([f"{what} ", foreign(name)]), tag("code", digest))

@@ -17,7 +17,6 @@ from edgetune.report.words import (
     not_measured,
     percent,
     plain,
-    points,
     sentence_of,
     what_is_unclear,
     what_was_lost,
@@ -179,24 +178,24 @@ def why(shown: Shown, level: str) -> Markup:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper()}{text[1:].rstrip(':; ')}."
 
 
 def _row(report: Report, check: Judged) -> list[str]:
-    show = figure_words(check.name)
+    show, unit = figure_words(check.name)
     figure = check.figure
-    said = tag("small", sentence_of(report, check))
+    said = tag("small", _sentence(sentence_of(report, check)))
     name = tag("span", _question(check.name), tag("code", check.name), class_="question")
     sign = "≥" if check.bad == "below" else "≤"
-    limit = f"{sign} {show(check.limit)}"
+    limit = f"{sign} {show(check.limit)}{unit}"
     if figure is None:
         return [join([name, said]), pill(check.verdict), "not measured", limit, "", ""]
     exact = figure.low == figure.value == figure.high
-    bounds = "exact" if exact else f"{show(figure.low)} to {show(figure.high)}"
+    bounds = "exact" if exact else f"{show(figure.low)} to {show(figure.high)}{unit}"
     return [
         join([name, said]),
         pill(check.verdict),
-        show(figure.value),
+        f"{show(figure.value)}{unit}",
         limit,
         bounds,
         _allowance(check),
@@ -212,23 +211,48 @@ def _question(name: str) -> str:
     return f"{text}, emulated" if name != plain_name else text
 
 
-def figure_words(name: str) -> Callable[[float], str]:
-    """How a check's figure is written."""
+def figure_words(name: str) -> tuple[Callable[[float], str], str]:
+    """How a check's figure is written, and its unit with the space before it."""
     name = name.removeprefix(EMULATED)
-    if name == "retention":
-        return lambda value: percent(value, 2)
-    if name == "kl_mean":
-        return lambda value: f"{nats(value)} nats"
     if name.endswith(DROP):
-        return lambda value: f"{points(value)} points"
-    if name == "time_to_answer_ratio":
-        return lambda value: f"{value:.3f} ×"
-    if name == "package_bytes":
-        return lambda value: f"{megabytes(value)} MB"
-    units = {"ttft_ms": "ms", "decode_tokens_per_s": "tokens/s", "peak_rss_mb": "MB"}
-    if name in units:
-        return lambda value: f"{plain(value, 1)} {units[name]}"
-    return lambda value: f"{value:g}"
+        share = name.removesuffix(DROP) != "answer_logprob"
+        return (_hundredths, " points lost") if share else (_four_digits, " nats lost")
+    return _FIGURES.get(name, (_short, ""))
+
+
+def _hundredths(value: float) -> str:
+    return plain(100 * value + 0.0, 1)
+
+
+def _four_digits(value: float) -> str:
+    return plain(value, 4)
+
+
+def _short(value: float) -> str:
+    return f"{value:g}"
+
+
+def _tenths(value: float) -> str:
+    return plain(value, 1)
+
+
+def _thousandths(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _kept(value: float) -> str:
+    return plain(100 * value, 2)
+
+
+_FIGURES: dict[str, tuple[Callable[[float], str], str]] = {
+    "retention": (_kept, " %"),
+    "kl_mean": (nats, " nats"),
+    "time_to_answer_ratio": (_thousandths, " ×"),
+    "package_bytes": (megabytes, " MB"),
+    "peak_rss_mb": (_tenths, " MB"),
+    "ttft_ms": (_tenths, " ms"),
+    "decode_tokens_per_s": (_tenths, " tokens/s"),
+}
 
 
 def _allowance(check: Judged) -> Markup:
