@@ -14,6 +14,16 @@ _VOID = ("meta", "br", "hr", "line", "rect", "circle", "path")
 _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
 
 
+_ROLES = {
+    "table": "table",
+    "group": "rowgroup",
+    "row": "row",
+    "column": "columnheader",
+    "header": "rowheader",
+    "cell": "cell",
+}
+
+
 class Markup(str):
     """Text that is markup already. Everything else is escaped where it is put into an element."""
 
@@ -76,21 +86,36 @@ def items(lines: Iterable[str], class_: str | None = None) -> Markup:
 
 
 def table(
-    caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], class_: str = "figures"
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    class_: str = "figures",
+    *,
+    cards: bool = False,
 ) -> Markup:
     """A table that scrolls inside itself; the first cell of a row is its header. The frame takes
-    the focus, so that it scrolls without a mouse too."""
-    head = tag("tr", *(tag("th", column or quiet("figure"), scope="col") for column in columns))
-    body = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
+    the focus, so that it scrolls without a mouse too.
+
+    `cards`: on a phone each row is a card, its cells with their columns' names. Such a layout takes
+    a table's meaning from it for a screen reader, so its roles are said.
+    """
+    role = _ROLES if cards else dict.fromkeys(_ROLES)
+    head = [tag("th", c or quiet("figure"), scope="col", role=role["column"]) for c in columns]
+    body = []
+    for first, *others in rows:
+        cells = [
+            tag("td", cell, role=role["cell"], data_label=column if cards else None)
+            for column, cell in zip(columns[1:], others, strict=True)
+        ]
+        header = tag("th", first, scope="row", role=role["header"])
+        body.append(tag("tr", header, *cells, role=role["row"]))
     whole = tag(
         "table",
         tag("caption", caption),
-        tag("thead", head),
-        tag("tbody", *body),
+        tag("thead", tag("tr", *head, role=role["row"]), role=role["group"]),
+        tag("tbody", *body, role=role["group"]),
         class_=class_,
+        role=role["table"],
     )
     return tag("div", whole, class_="scroll", role="group", aria_label=caption, tabindex="0")
 

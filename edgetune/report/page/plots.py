@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from edgetune.report.page.elements import Markup, markup, tag
 
 # Where the plotting area begins and ends, in per cent of the width.
-_LEFT, _RIGHT = 15.0, 97.0
-_TOP, _BOTTOM = 14.0, 40.0
+_LEFT, _RIGHT = 11.0, 99.0
+_TOP, _BOTTOM = 20.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ def dot_plot(
 
     marks = [markup("")]
     for tick in ticks:
-        marks.append(_line(_LEFT, _RIGHT, y(tick), y(tick), "grid"))
-        marks.append(_text(_LEFT - 1.5, y(tick) + 4, short(tick), "end"))
+        unit = f" {y_name}" if tick == ticks[-1] else ""
+        marks.append(_line(0, _RIGHT, y(tick), y(tick), "grid"))
+        marks.append(_text(0, y(tick) - 4, f"{short(tick)}{unit}", "start"))
     marks += [_text(_x(place), floor + 17, label, "middle") for place, label in x_labels]
     marks.append(_text((_LEFT + _RIGHT) / 2, height - 4, x_name, "middle", "axis"))
-    marks.append(_text(0.5, 9, y_name, "start", "axis"))
     if line is not None:
-        marks.append(_line(_LEFT, _RIGHT, y(line[0]), y(line[0]), "limit"))
+        marks.append(_line(0, _RIGHT, y(line[0]), y(line[0]), "limit"))
         marks.append(_text(_RIGHT, y(line[0]) - 5, line[1], "end", "limit-text"))
     width = 0.62 * (_RIGHT - _LEFT) / max(1, len(dots))
     for dot in dots:

@@ -47,7 +47,11 @@ def provenance(shown: Shown, level: str, below: str) -> Markup:
             for s in report.steps
         ]
         columns = ("step", "seconds", "peak memory, MB", "taken from an earlier build")
-        parts.append(fold("What the build’s steps cost", table(f"{title}: steps", columns, rows)))
+        parts.append(
+            fold(
+                "What the build’s steps cost", table(f"{title}: what the steps cost", columns, rows)
+            )
+        )
     return tag("section", *parts)
 
 
@@ -68,7 +72,7 @@ def _models(report: Report) -> Iterator[tuple[str, SourceModel]]:
 
 def _inputs(report: Report) -> Iterator[list[str]]:
     for what, model in _models(report):
-        at = f" at {model.commit}" if model.commit else ""
+        at = f" at {model.commit[:12]}" if model.commit else ""
         yield [what, foreign(f"{model.name}{at}"), license_words(model.license),
                tag("code", model.digest[:16])]  # fmt: skip
     data = report.provenance.data if report.provenance else {}

@@ -14,7 +14,6 @@ from edgetune.report.verdict import DROP, EMULATED, Judged
 from edgetune.report.words import (
     megabytes,
     nats,
-    not_measured,
     percent,
     plain,
     sentence_of,
@@ -22,6 +21,7 @@ from edgetune.report.words import (
     what_was_lost,
 )
 
+_MISSING = "not measured"
 WORDS = {"pass": "Pass", "fail": "Fail", "inconclusive": "Inconclusive"}
 _CLASSES = {"pass": "pass", "fail": "fail", "inconclusive": "unclear"}
 # Check mark, cross, question mark in a square of 24.
@@ -58,9 +58,8 @@ def with_pills(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 def icon(verdict: str) -> Markup:
     """The verdict's sign; the word stands beside it."""
     path = tag("path", d=_ICONS[verdict])
-    return tag(
-        "svg", path, class_="icon", width="24", height="24", aria_hidden="true", focusable="false"
-    )
+    square = {"viewBox": "0 0 24 24", "width": "24", "height": "24"}
+    return tag("svg", path, class_="icon", aria_hidden="true", focusable="false", **square)
 
 
 def banner(shown: Shown, level: str) -> Markup:
@@ -107,37 +106,40 @@ def in_a_sentence(shown: Shown) -> str:
 def tiles(report: Report) -> Markup:
     """The figures that matter most; "not measured" where one was not."""
     found = [
-        tag("div", tag("dt", name), tag("dd", tag("b", value), tag("span", more)))
+        tag("div", tag("dt", name), tag("dd", _large(value), tag("span", more)))
         for name, value, more in _tiles(report)
     ]
     return tag("dl", *found, class_="tiles")
 
 
+def _large(value: str) -> Markup:
+    return tag("b", value, class_="none" if value == _MISSING else None)
+
+
 def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
     fidelity, latency, size = report.fidelity, report.latency, report.size
-    missing = "not measured"
     kept = fidelity.retention
     yield (
         "Fine-tune kept",
-        percent(kept.value, 2) if kept else missing,
-        f"at least {percent(kept.low, 2)}" if kept else fidelity.reasons.get("retention", ""),
+        f"{_kept(kept.value)} %" if kept else _MISSING,
+        f"at least {_kept(kept.low)} %" if kept else fidelity.reasons.get("retention", ""),
     )
     kl = fidelity.kl_mean
     yield (
-        "KL from the trained model",
-        f"{nats(kl.value)} nats" if kl else missing,
+        "KL from trained",
+        f"{nats(kl.value)} nats" if kl else _MISSING,
         f"base alone {nats(fidelity.kl_base.value)}" if kl and fidelity.kl_base else "",
     )
     metric = report.task_metrics.get("exact_match")
     yield (
         "Exact match",
-        percent(metric.candidate) if metric else missing,
+        percent(metric.candidate) if metric else _MISSING,
         f"trained model {percent(metric.reference)}" if metric else "",
     )
     ratio, side = latency.ratio, latency.candidate
     yield (
         "Time to answer",
-        f"{side.answer_ms:.1f} ms" if side else missing,
+        f"{side.answer_ms:.1f} ms" if side else _MISSING,
         f"{ratio.value:.2f} × the unconverted model’s" if ratio else latency.reason or "",
     )
     base = size.base_bytes
@@ -160,9 +162,7 @@ def why(shown: Shown, level: str) -> Markup:
         parts += [tag("p", "What could not be decided:"), items(map(_sentence, unclear), "open")]
     columns = ("check", "verdict", "measured", "limit", "bounds", "use of the limit")
     rows = [_row(report, check) for check in judgement.checks]
-    parts.append(table(f"Checks of {shown.title}", columns, rows, "figures checks"))
-    if missing := list(not_measured(judgement)):
-        parts += [tag("p", "Not measured:"), items(missing, "open")]
+    parts.append(table(f"Checks of {shown.title}", columns, rows, "figures cards", cards=True))
     if shown.notes:
         parts += [tag("p", "To be known of this report:"), items(shown.notes, "open")]
     parts.append(
@@ -178,28 +178,31 @@ def why(shown: Shown, level: str) -> Markup:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip(':; ')}."
+    """A whole sentence, its numbers kept together with their units."""
+    whole = f"{text[:1].upper()}{text[1:].rstrip(':; ')}."
+    return whole.replace(" %", "\u00a0%").replace(" ×", "\u00a0×")
 
 
 def _row(report: Report, check: Judged) -> list[str]:
     show, unit = figure_words(check.name)
     figure = check.figure
-    said = tag("small", _sentence(sentence_of(report, check)))
-    name = tag("span", _question(check.name), tag("code", check.name), class_="question")
-    sign = "≥" if check.bad == "below" else "≤"
-    limit = f"{sign} {show(check.limit)}{unit}"
+    name = tag("span", _question(check.name), class_="question")
+    told = join([name, tag("code", check.name), *_in_words(report, check)])
+    limit = f"{'≥' if check.bad == 'below' else '≤'} {show(check.limit)}{unit}"
     if figure is None:
-        return [join([name, said]), pill(check.verdict), "not measured", limit, "", ""]
+        return [told, pill(check.verdict), "not measured", limit, "–", "–"]
     exact = figure.low == figure.value == figure.high
-    bounds = "exact" if exact else f"{show(figure.low)} to {show(figure.high)}{unit}"
-    return [
-        join([name, said]),
-        pill(check.verdict),
-        f"{show(figure.value)}{unit}",
-        limit,
-        bounds,
-        _allowance(check),
-    ]
+    bounds = "exact" if exact else f"{show(figure.low)} to {show(figure.high)}"
+    value = f"{show(figure.value)}{unit}"
+    return [told, pill(check.verdict), value, limit, bounds, _allowance(check) or "–"]
+
+
+def _in_words(report: Report, check: Judged) -> Iterator[Markup]:
+    """What the lists above the table do not say already."""
+    if check.figure is None:
+        yield tag("small", f"Not measured: {check.reason or 'no reason was given'}.")
+    elif check.verdict == "pass":
+        yield tag("small", _sentence(sentence_of(report, check)))
 
 
 def _question(name: str) -> str:
