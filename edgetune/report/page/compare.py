@@ -25,7 +25,10 @@ def comparison(all_shown: Sequence[Shown], level: str) -> Markup:
     ]
     reports = [one.report for one in all_shown]
     rows += [[name, *map(show, reports)] for name, show in _rows(reports)]
-    parts = [tag(level, "Side by side"), table("Packages side by side", columns, rows)]
+    parts = [
+        tag(level, "Side by side"),
+        table("Figures of each package", columns, rows, "figures compare"),
+    ]
     parts += _plot(all_shown)
     if notes := list(_notes(reports)):
         parts.append(items(notes, "open"))
@@ -38,12 +41,12 @@ def _rows(reports: Sequence[Report]) -> Iterator[tuple[str, Callable[[Report], s
     yield "graph, MB", lambda r: megabytes(r.size.graph_bytes)
     yield "KL, nats", lambda r: _with_bounds(r.fidelity.kl_mean, nats)
     yield "KL, 99 %", lambda r: _with_bounds(r.fidelity.kl_p99, nats)
-    yield "retention", lambda r: _with_bounds(r.fidelity.retention, lambda v: percent(v, 2))
+    yield "retention", lambda r: _with_bounds(r.fidelity.retention, _kept)
     yield "top-1 agreement", lambda r: _with_bounds(r.fidelity.top1_agreement, percent)
     yield "perplexity ratio", lambda r: _with_bounds(r.fidelity.perplexity_ratio, _four)
     for name in dict.fromkeys(name for report in reports for name in report.task_metrics):
         yield name.replace("_", " "), _metric(name)
-        yield f"… − the trained model’s {name.replace('_', ' ')}", _difference(name)
+        yield f"{name.replace('_', ' ')}, package − trained", _difference(name)
     yield "time to answer, ms", _side(lambda side: f"{side.answer_ms:.1f}")
     yield (
         "× the unconverted model’s",
@@ -59,6 +62,10 @@ def _rows(reports: Sequence[Report]) -> Iterator[tuple[str, Callable[[Report], s
 def _of_base(report: Report) -> str:
     base = report.size.base_bytes
     return f"{report.size.package_bytes / base:.2f}" if base else _MISSING
+
+
+def _kept(share: float) -> str:
+    return f"{plain(100 * share, 2)} %"
 
 
 def _four(value: float) -> str:

@@ -144,17 +144,17 @@ def lane_plot(title: str, description: str, lanes: Sequence[Lane], unit: str) ->
     floor = row * len(lanes) + 6
 
     def x(value: float) -> float:
-        return 2.0 + 94.0 * value / ticks[-1]
+        return 0.5 + 98.5 * value / ticks[-1]
 
     marks = [markup("")]
     for tick in ticks:
         marks.append(_line(x(tick), x(tick), 4, floor, "grid"))
         anchor = "start" if tick == ticks[0] else "end" if tick == ticks[-1] else "middle"
-        marks.append(_text(x(tick), floor + 16, short(tick), anchor))
-    marks.append(_text(98, floor + 32, unit, "end", "axis"))
+        label = f"{short(tick)} {unit}" if tick == ticks[-1] else short(tick)
+        marks.append(_text(x(tick), floor + 16, label, anchor))
     for number, lane in enumerate(lanes):
         middle = number * row + 38.0
-        marks.append(_text(2, middle - 16, lane.name, "start", "axis"))
+        marks.append(_text(0.5, middle - 16, lane.name, "start", "axis"))
         if lane.quantiles:
             p5, p25, _, p75, p95 = lane.quantiles
             marks.append(_line(x(p5), x(p95), middle, middle, f"range {lane.class_}"))
@@ -166,7 +166,7 @@ def lane_plot(title: str, description: str, lanes: Sequence[Lane], unit: str) ->
         if lane.middle is not None:
             place = x(lane.middle)
             marks.append(_line(place, place, middle - 10, middle + 10, "middle"))
-    return _svg(title, description, floor + 40, marks)
+    return _svg(title, description, floor + 22, marks)
 
 
 def allowance_bar(used: float, low: float, high: float) -> Markup:

@@ -106,7 +106,7 @@ def in_a_sentence(shown: Shown) -> str:
 def tiles(report: Report) -> Markup:
     """The figures that matter most; "not measured" where one was not."""
     found = [
-        tag("div", tag("dt", name), tag("dd", _large(value), tag("span", more)))
+        tag("div", tag("dt", name), tag("dd", _large(value), tag("span", _together(more))))
         for name, value, more in _tiles(report)
     ]
     return tag("dl", *found, class_="tiles")
@@ -127,8 +127,8 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
     kl = fidelity.kl_mean
     yield (
         "KL from trained",
-        f"{nats(kl.value)} nats" if kl else _MISSING,
-        f"base alone {nats(fidelity.kl_base.value)}" if kl and fidelity.kl_base else "",
+        nats(kl.value) if kl else _MISSING,
+        f"nats; base alone {nats(fidelity.kl_base.value)}" if kl and fidelity.kl_base else "nats",
     )
     metric = report.task_metrics.get("exact_match")
     yield (
@@ -178,9 +178,12 @@ def why(shown: Shown, level: str) -> Markup:
 
 
 def _sentence(text: str) -> str:
-    """A whole sentence, its numbers kept together with their units."""
-    whole = f"{text[:1].upper()}{text[1:].rstrip(':; ')}."
-    return whole.replace(" %", "\u00a0%").replace(" ×", "\u00a0×")
+    return _together(f"{text[:1].upper()}{text[1:].rstrip(':; ')}.")
+
+
+def _together(text: str) -> str:
+    """Numbers kept on one line with their units."""
+    return text.replace(" %", "\u00a0%").replace(" ×", "\u00a0×")
 
 
 def _row(report: Report, check: Judged) -> list[str]:
