@@ -9,7 +9,7 @@ from tests.report.compared import whole
 from tests.report.sample import interval
 
 KINDS = (("self_attn.qkv_proj", 49152), ("self_attn.o_proj", 16384), ("mlp.down_proj", 65536))
-LAYERS = 12
+LAYERS = 6
 DIGEST = "ab" * 32
 EXAMPLES = [
     {"id": "17", "prompt": "please turn on the lamp in the kitchen at eight", "lost": True,
