@@ -37,15 +37,21 @@ def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
         "recipe": settings,
         "base": {
             **inputs.base_origin.as_json(),
+            "license": inputs.base_origin.license,
             "trained_as": trained_as,
             "files": dict(sorted(inputs.base_digests.items())),
         },
-        "base_before": {**inputs.before_origin.as_json(), "files": dict(inputs.before_digests)}
+        "base_before": {
+            **inputs.before_origin.as_json(),
+            "license": inputs.before_origin.license,
+            "files": dict(inputs.before_digests),
+        }
         if inputs.before_origin
         else None,
         "adapters": [
             {
                 **entry.origin.as_json(),
+                "license": entry.origin.license,
                 "peft_type": entry.adapter.peft_type,
                 "use_dora": entry.adapter.use_dora,
                 "weight": entry.weight,

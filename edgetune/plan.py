@@ -46,11 +46,12 @@ BUILD_LIBRARIES = (
 @dataclass(frozen=True)
 class Origin:
     """What an input is called: a folder's name; or a hub id, the revision that was asked for, and
-    the commit that it was."""
+    the commit that it was. `license`: what its folder says of it (`sources/license.py`)."""
 
     name: str
     revision: str | None = None
     commit: str | None = None
+    license: Mapping[str, str | None] | None = None
 
     def as_json(self) -> dict[str, str]:
         """For the lock: nothing but the name of a folder."""

@@ -92,12 +92,18 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def write_card(folder: Path) -> None:
+    """Say under which license the folder is, as Hugging Face's model cards do."""
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
+
+
 def save_full(model: Phi3ForCausalLM, folder: Path) -> None:
     """Write a whole model in bf16 with its generation settings."""
     model.generation_config = GenerationConfig(
         do_sample=False, bos_token_id=PAD, eos_token_id=[END, PAD], pad_token_id=PAD
     )
     model.to(torch.bfloat16).save_pretrained(folder)
+    write_card(folder)
     for file in folder.iterdir():
         file.chmod(0o644)
 
@@ -111,6 +117,7 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     plain = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
     write_json(folder / "adapter_config.json", plain)
+    write_card(folder)
 
 
 def load(folder: Path) -> Phi3ForCausalLM:

@@ -14,6 +14,7 @@ from edgetune.cli.doctor import doctor
 from edgetune.cli.gate import gate
 from edgetune.cli.inspect import inspect
 from edgetune.cli.recipes import recipes
+from edgetune.cli.report import report
 from edgetune.cli.run import run
 from edgetune.cli.validate import validate
 
@@ -32,5 +33,5 @@ def edgetune(debug: bool) -> None:
     del debug  # read by __main__, which shows errors
 
 
-for command in (build, inspect, validate, gate, run, devices, recipes, doctor):
+for command in (build, inspect, validate, gate, report, run, devices, recipes, doctor):
     edgetune.add_command(command)

@@ -194,6 +194,7 @@ def _show_builds(builds: Sequence[Build]) -> None:
             print_result(f"package  {build.package}")
             print_result(f"report   {build.report}")
             print_result(f"         {build.report.with_suffix('.md')}")
+            print_result(f"         {build.report.with_suffix('.html')}")
         else:
             print_result(f"{build.identifier}")
             for step in build.steps:

@@ -25,6 +25,7 @@ from edgetune.files import (
 )
 from edgetune.package.lock import make_lock
 from edgetune.package.manifest import check_reopened, make_manifest
+from edgetune.package.weights import describe_weights
 
 _GRAPH_FILES = ("model.onnx", "model.onnx.data")
 # The step store's own notes in a step's folder.
@@ -51,7 +52,8 @@ def package_step(
         _copy_folder(Path(variant["graph"]), out / variant["name"])
     _copy_folder(Path(arguments["self_test"]), out / "self_test")
     graph_bytes = {v["name"]: _graph_bytes(out / v["name"]) for v in variants}
-    limits = make_limits(arguments, graph_bytes)
+    weights = {v["name"]: describe_weights(out / v["name"]) for v in variants}
+    limits = make_limits(arguments, graph_bytes, weights)
     write_text(out / "self_test" / "limits.json", dump_json(limits))
     _write_devices(arguments["devices"], out / "devices")
     manifest = make_manifest(arguments["name"], variants, devices, __version__)
@@ -73,15 +75,20 @@ def package_step(
     return {"package_digest": digest, "package_bytes": size, "graph_bytes": graph_bytes}
 
 
-def make_limits(arguments: Mapping[str, Any], graph_bytes: Mapping[str, int]) -> dict[str, Any]:
+def make_limits(
+    arguments: Mapping[str, Any],
+    graph_bytes: Mapping[str, int],
+    weights: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """`self_test/limits.json`: what the package is judged by, and the sizes it is compared with
-    (`base_bytes`: the weight files of the base)."""
+    (`base_bytes`: the weight files of the base; `weights`: of each variant, by module)."""
     return {
         "tolerances": arguments["tolerances"],
         "budgets": arguments["budgets"],
         "require_on_device": arguments["require_on_device"],
         "base_bytes": read_checkpoint(Path(arguments["base_checkpoint"])).weight_bytes,
         "graph_bytes": dict(sorted(graph_bytes.items())),
+        "weights": dict(sorted(weights.items())),
         "merge": arguments.get("merge"),
         "parameters": _count_parameters(arguments),
     }

@@ -1,4 +1,4 @@
-"""A finished report into a package's `reports/`: JSON for machines, Markdown for people."""
+"""A finished report into a package's `reports/`: JSON for machines, two forms for people."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from edgetune.files import dump_json, write_text
 from edgetune.report.make import write_verdicts
 from edgetune.report.markdown import to_markdown
+from edgetune.report.page.page import to_page
 from edgetune.report.schema import Report, load_report, parse_report
 
 
 def publish_report(
     report_file: Path, folder: Path, steps: Sequence[Mapping[str, Any]] | None = None
 ) -> tuple[Path, str]:
-    """Write `<device>.json` and `<device>.md` into `folder`; returns the JSON's path and the
+    """Write `<device>.json`, `.md` and `.html` into `folder`; returns the JSON's path and the
     verdict, judged anew.
 
     `steps`: what each step of the build cost, put into the report. Raises InputRefusedError when
@@ -28,6 +29,7 @@ def publish_report(
     place = folder / f"{report.device}.json"
     write_text(place, dump_json(value))
     write_text(place.with_suffix(".md"), to_markdown(value))
+    write_text(place.with_suffix(".html"), to_page(value))
     return place, str(value["verdict"])
 
 

@@ -57,6 +57,20 @@ def table_rows(value: Mapping[str, Any] | Report) -> list[Row]:
     ]
 
 
+def fidelity_table_rows(report: Report, judgement: Judgement) -> list[Row]:
+    """The rows about the answers: task metrics, fidelity, the same on an emulated processor."""
+    return [
+        *_metric_rows(report, judgement),
+        *_fidelity_rows(report, judgement),
+        *_emulated_rows(report, judgement),
+    ]
+
+
+def latency_table_rows(report: Report, judgement: Judgement) -> list[Row]:
+    """The rows about time and memory."""
+    return list(_latency_rows(report.latency, judgement))
+
+
 def summary_lines(
     value: Mapping[str, Any] | Report, judgement: Judgement | None = None
 ) -> list[str]:

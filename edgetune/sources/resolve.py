@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from os.path import normpath
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgetune.plan import AdapterInput, Inputs, Origin
 from edgetune.recipe import AdapterRef, Base, Recipe
 from edgetune.sources.data import data_warnings, overlap_problem, read_data
 from edgetune.sources.huggingface import find_checkpoint, hub_refusal
+from edgetune.sources.license import read_license
 from edgetune.sources.peft_adapter import find_adapter
 from edgetune.sources.pickles import adapter_from_pickle, checkpoint_from_pickle
 
@@ -90,11 +92,13 @@ def _read_checkpoint(path: str, revision: str | None, pickles: Path | None) -> _
             digests = _digests(checkpoint.path, checkpoint.files)
     except InputRefusedError as why:
         raise hub_refusal(why, found, pickled=pickles is not None) from why
-    return checkpoint, digests, found.origin
+    said = read_license(found.folder).as_json()
+    return checkpoint, digests, replace(found.origin, license=said)
 
 
 def _read_adapter(reference: AdapterRef, pickles: Path | None) -> AdapterInput:
     adapter, origin = find_adapter(reference.path, reference.revision, pickled=pickles is not None)
+    origin = replace(origin, license=read_license(adapter.path).as_json())
     if pickles is not None and PICKLE_FILE in adapter.files:
         adapter, digests = adapter_from_pickle(adapter.path, pickles, origin.name)
     else:

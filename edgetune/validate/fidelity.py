@@ -81,7 +81,7 @@ def fidelity(self_test: SelfTest, measured: Positions, kl_kind: str) -> dict[str
     bad = int((~finite).sum())
     if bad:
         reason = f"the package's output is not finite at {bad} of {len(finite)} positions"
-        reasons = dict.fromkeys(names, reason)
+        reasons = dict.fromkeys((*names, "kl_by_position"), reason)
     else:
         figures.update(_figures(self_test, measured))
         if figures["retention"] is None:
@@ -92,6 +92,7 @@ def fidelity(self_test: SelfTest, measured: Positions, kl_kind: str) -> dict[str
         "items": items,
         "positions": len(finite),
         "non_finite_positions": bad,
+        "kl_by_position": None if bad else kl_by_position(self_test.item_of, measured.kl),
         "reasons": reasons,
     }
 
@@ -122,6 +123,32 @@ def _figures(self_test: SelfTest, measured: Positions) -> dict[str, Any]:
         figures["retention"] = kept.as_dict()
         figures["kl_base"] = over_positions(base).as_dict()
     return figures
+
+
+def kl_by_position(
+    item_of: npt.NDArray[np.int64], kl: npt.NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Mean KL by place in the answer: [{first, last, positions, kl}], places counted from 1.
+
+    `item_of` [P]: each position's item, in order; `kl` [P], finite, nats. The places 1 to 4 stand
+    alone, then each group is as long as all before it; the last one ends where the answers do.
+    """
+    starts = np.flatnonzero(np.diff(item_of, prepend=-1))
+    # [P] from 1: distance to the item's first position.
+    counts = np.diff(np.append(starts, len(item_of)))
+    place = np.arange(len(item_of)) - np.repeat(starts, counts) + 1
+    longest, n = int(place.max(initial=0)), int(item_of.max(initial=-1)) + 1
+    found, first = [], 1
+    while first <= longest:
+        last = min(first if first < 5 else 2 * (first - 1), longest)
+        here = (place >= first) & (place <= last)
+        sums = np.bincount(item_of[here], kl[here], n)
+        mean = statistics.ratio_of_sums(sums, np.bincount(item_of[here], minlength=n))
+        found.append(
+            {"first": first, "last": last, "positions": int(here.sum()), "kl": mean.as_dict()}
+        )
+        first = last + 1
+    return found
 
 
 def _why_no_retention(self_test: SelfTest) -> str:

@@ -14,7 +14,7 @@ from edgetune.validate.rounds import RUN_TIMEOUT_S, TIMES, Progress, Side
 # A sustained minute: a processor that heats up is slower at its end.
 WINDOWS = 6
 WINDOW_S = 10.0
-_PERCENTILES = (50, 95, 99)
+_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
 
 def figures_of(side: Side) -> dict[str, Any]:

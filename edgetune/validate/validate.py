@@ -32,6 +32,7 @@ from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.metrics import measure_task
 from edgetune.validate.per_item import per_item
 from edgetune.validate.privacy import describe_self_test, without_text
+from edgetune.validate.provenance import describe_provenance
 from edgetune.validate.sampling import describe_sampling
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.survival import run_modules
@@ -157,12 +158,14 @@ def measure_package(
             "package_bytes": ships,
             "graph_bytes": graph_bytes(job.variant),
         },
+        "weights": (limits.get("weights") or {}).get(job.variant.name),
         "merge": _merge_facts(job.merge or limits.get("merge")),
         "evidence": _evidence(job, sections),
         "environment": _environment(job),
         "steps": [dict(step) for step in job.steps],
         "self_test": describe_self_test(manifest, self_test),
         "sampling": describe_sampling(self_test),
+        "provenance": describe_provenance(manifest.lock),
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": digest_of_json(digests_of_folder(folder)),

@@ -35,6 +35,7 @@ def test_the_package_is_laid_out_as_promised(demo: Path) -> None:
     assert {p.name for p in (package / "reports").iterdir()} == {
         "generic-x86-64.json",
         "generic-x86-64.md",
+        "generic-x86-64.html",
     }
     session = json.loads((package / "devices" / "generic-x86-64.json").read_text())["session"]
     assert session == {"intra_op_num_threads": 2}
@@ -54,6 +55,17 @@ def test_the_report_tells_what_was_measured(demo: Path) -> None:
     assert metric["n"] >= 200
     assert metric["base"] < 0.5
     assert metric["reference"] > 0.9
+    places = fidelity["kl_by_position"]
+    assert sum(row["positions"] for row in places) == fidelity["positions"]
+    total = sum(row["positions"] * row["kl"]["value"] for row in places)
+    assert total / fidelity["positions"] == pytest.approx(fidelity["kl_mean"]["value"])
+    weights = report["weights"]
+    known = sum(row["bytes"] for row in weights["modules"]) + weights["other_bytes"]
+    # The rest is the graph's structure: nodes and names.
+    assert 0.97 < known / report["size"]["graph_bytes"] < 1
+    assert {row["bits"] for row in weights["modules"]} == {8, 32}
+    assert report["provenance"]["base"]["name"] == "edgetune-demo-base"
+    assert len(report["provenance"]["adapters"]) == 1
     assert report["merge"]["tensors_used"] == report["merge"]["tensors_total"] > 0
     assert report["merge"]["parity_max_abs"] < 1e-3
     assert report["evidence"]["on_device"] is True

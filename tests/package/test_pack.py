@@ -37,6 +37,9 @@ def write_checkpoint(folder: Path) -> Path:
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(pack, "_check_opens", lambda folder: None)
+    # The graphs here are a few letters.
+    weights = {"modules": [], "other_bytes": 3}
+    monkeypatch.setattr(pack, "describe_weights", lambda folder: weights)
     graphs = {
         name: write(
             tmp_path / "steps" / name, model__onnx=name, model__onnx__data="data",
@@ -104,6 +107,7 @@ def test_devices_limits_and_lock(arguments: dict[str, Any], tmp_path: Path) -> N
     assert limits["base_bytes"] == (tmp_path / "base/model.safetensors").stat().st_size
     # One tensor of 4 × 4: a full fine-tune trains it all.
     assert limits["parameters"] == {"trained": 16, "total": 16}
+    assert limits["weights"]["cpu-w8a16-rtn"] == {"modules": [], "other_bytes": 3}
     packed({**arguments, "trained_parameters": 12}, tmp_path / "adapted")
     limits = read_json(tmp_path / "adapted/self_test/limits.json")
     assert limits["parameters"] == {"trained": 12, "total": 16}
@@ -162,5 +166,6 @@ def test_a_variant_that_genai_does_not_open_is_refused(
     arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr(pack, "describe_weights", lambda folder: {})
     with pytest.raises(StepFailedError, match="onnxruntime-genai does not open the variant"):
         packed(arguments, tmp_path / "out")

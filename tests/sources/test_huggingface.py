@@ -252,6 +252,8 @@ def test_a_local_folder_has_no_commit(hub: Path, tiny_llama: Path, tmp_path: Pat
     (plan,) = plan_builds(local, ["generic-x86-64"], tmp_path / "out")
     lock = make_lock(plan, {}, {})
     assert lock["base"]["name"] == tiny_llama.name
+    assert lock["base"]["license"]["name"] is None
+    assert lock["base"]["license"]["reason"].startswith("no license in README.md")
     assert "commit" not in lock["base"]
 
 

@@ -74,7 +74,8 @@ def test_quick_run_ships_every_part(quick: Path) -> None:
         assert {"n", "base_accuracy", "trained_accuracy", "kl_trained_base"} <= set(report[name])
         weights = "model" if name.endswith("-full") else "adapter_model"
         assert (quick / name / f"{weights}.safetensors").is_file()
-        assert not (quick / name / "README.md").exists()
+        card = (quick / name / "README.md").read_text()
+        assert card == "---\nlicense: apache-2.0\n---\n"
 
 
 @pytest.mark.line

@@ -10,6 +10,7 @@ from edgetune.validate.fidelity import (
     TOP_K_BOUND,
     WHOLE_VOCABULARY,
     fidelity,
+    kl_by_position,
     kl_top_k,
     kl_whole,
 )
@@ -122,3 +123,32 @@ def test_one_output_that_is_not_finite_leaves_no_figure() -> None:
     assert [found[name] for name in FIGURES] == [None] * 6
     assert found["non_finite_positions"] == 1
     assert found["reasons"]["kl_mean"] == "the package's output is not finite at 1 of 6 positions"
+
+
+def test_kl_by_position_adds_up_to_the_whole() -> None:
+    lengths = [1, 3, 7, 20, 12]
+    item_of = np.repeat(np.arange(5), lengths)
+    place = np.concatenate([np.arange(1, length + 1) for length in lengths])
+    kl = place / 100 + item_of / 1000
+    rows = kl_by_position(item_of, kl)
+    edges = [(row["first"], row["last"]) for row in rows]
+    assert edges == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 8), (9, 16), (17, 20)]
+    for row in rows:
+        here = (place >= row["first"]) & (place <= row["last"])
+        assert row["positions"] == here.sum()
+        assert row["kl"]["value"] == pytest.approx(kl[here].mean())
+        assert row["kl"]["low"] <= row["kl"]["value"] <= row["kl"]["high"]
+    total = sum(row["kl"]["value"] * row["positions"] for row in rows)
+    assert total / sum(lengths) == pytest.approx(kl.mean())
+    assert kl_by_position(np.array([], dtype=np.int64), np.array([])) == []
+
+
+def test_kl_by_position_is_null_where_an_output_is_not_finite() -> None:
+    items = [make_item(n, "a", "a") for n in range(3)]
+    kl = np.full(6, 0.1)
+    good = fidelity(make_self_test(items), make_evaluation(["a"] * 3, kl).positions, TOP_K_BOUND)
+    assert [row["positions"] for row in good["kl_by_position"]] == [3, 3]
+    kl[4] = np.nan
+    bad = fidelity(make_self_test(items), make_evaluation(["a"] * 3, kl).positions, TOP_K_BOUND)
+    assert bad["kl_by_position"] is None
+    assert "not finite" in bad["reasons"]["kl_by_position"]

@@ -170,7 +170,9 @@ def test_figures_and_cost_of_a_side(monkeypatch: pytest.MonkeyPatch) -> None:
     run_rounds([side], 3, [2], 0, lambda _: None)
     found = figures_of(side)
     assert found["rounds_ms"] == [20.0] * 3
-    assert found["token_ms"] == {"p50": 0.5, "p95": 0.7, "p99": 0.7}
+    assert found["token_ms"] == {
+        "p5": 0.5, "p25": 0.5, "p50": 0.5, "p75": 0.7, "p95": 0.7, "p99": 0.7
+    }  # fmt: skip
     # Six blocks of 0.25 CPU seconds and 3 J; twelve answers of 250 tokens.
     cost = cost_of(side, 250)
     assert cost == {"cpu_s_per_1k_tokens": 0.5, "joules_per_1k_tokens": 6.0, "reason": None}

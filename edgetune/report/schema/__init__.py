@@ -6,9 +6,16 @@ was not measured is null, with a reason beside it. Every `low` and `high` is a o
 
 from __future__ import annotations
 
-from edgetune.report.schema.fidelity import PerItem
+from edgetune.report.schema.fidelity import PerItem, PositionKl
 from edgetune.report.schema.merge import MergeCandidate
 from edgetune.report.schema.part import Interval
+from edgetune.report.schema.provenance import (
+    GraphModule,
+    GraphWeights,
+    License,
+    Provenance,
+    SourceModel,
+)
 from edgetune.report.schema.read import load_report, parse_report
 from edgetune.report.schema.speed import Latency, LatencySide, SideCost
 from edgetune.report.schema.survival import ModuleSurvival
@@ -18,14 +25,20 @@ __all__ = [
     "SCHEMA_VERSION",
     "Check",
     "CheckVerdict",
+    "GraphModule",
+    "GraphWeights",
     "Interval",
     "Latency",
     "LatencySide",
+    "License",
     "MergeCandidate",
     "ModuleSurvival",
     "PerItem",
+    "PositionKl",
+    "Provenance",
     "Report",
     "SideCost",
+    "SourceModel",
     "Verdict",
     "load_report",
     "parse_report",

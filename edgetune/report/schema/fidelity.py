@@ -9,6 +9,15 @@ from pydantic import Field, model_validator
 from edgetune.report.schema.part import Count, Interval, Part, having
 
 
+class PositionKl(Part):
+    """KL at the scored positions `first` to `last` of an answer, counted from 1; nats."""
+
+    first: Annotated[int, Field(ge=1)]
+    last: Annotated[int, Field(ge=1)]
+    positions: Count
+    kl: Interval
+
+
 class Fidelity(Part):
     """The package against the trained model, at the scored positions. KL in nats."""
 
@@ -26,6 +35,8 @@ class Fidelity(Part):
     flips: Annotated[dict[str, Count], having("answers", "changed", "lost", "gained")]
     reasons: dict[str, str] = Field(default_factory=dict)
     measured_on: str
+    # By place in the answer; null where it was not measured, and in reports of earlier versions.
+    kl_by_position: list[PositionKl] | None = None
 
 
 class TaskMetric(Part):

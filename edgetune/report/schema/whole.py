@@ -10,6 +10,7 @@ from edgetune.report.schema.emulated import Emulated
 from edgetune.report.schema.fidelity import Fidelity, PerItem, TaskMetric, Tokenizer
 from edgetune.report.schema.merge import Merge
 from edgetune.report.schema.part import Count, Part
+from edgetune.report.schema.provenance import GraphWeights, Provenance
 from edgetune.report.schema.speed import Cost, Latency, Providers, Size
 from edgetune.report.schema.survival import Survival
 
@@ -97,6 +98,8 @@ class Report(Part):
     task_metrics: dict[str, TaskMetric]
     latency: Latency
     size: Size
+    # Null in reports of packages that were built without it.
+    weights: GraphWeights | None = None
     # Null in reports of versions that did not measure it.
     cost: Cost | None = None
     providers: Providers
@@ -111,6 +114,8 @@ class Report(Part):
     steps: list[StepFigures]
     self_test: SelfTest | None = None
     sampling: Sampling | None = None
+    # Null in reports of versions that did not carry it.
+    provenance: Provenance | None = None
     # What reports must share to be comparable.
     inputs: dict[str, str | None] = Field(default_factory=dict)
     # Answers that changed most: {id, prompt, expected, reference, package, lost, kl_mean}.
