@@ -221,7 +221,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
             "trained_parameters": trained_parameters(first.inputs),
             "lock": digest_of_json(lock),
             **limits,
-            "self_test_app": hashlib.sha256(make_self_test_app()).hexdigest()[:12],
+            "self_test_app": hashlib.sha256(make_self_test_app()).hexdigest(),
             "code": code_digest("package"),
             **versions_of(*_PACKAGE_TOOLS),
         },

@@ -13,7 +13,13 @@ from typing import Any
 
 from edgetune import __version__
 from edgetune.checkpoint.folder import read_checkpoint
-from edgetune.checksums import SELF_TEST_APP, SHA256SUMS, self_test_digest, verify_checksums, write_checksums
+from edgetune.checksums import (
+    SELF_TEST_APP,
+    SHA256SUMS,
+    self_test_digest,
+    verify_checksums,
+    write_checksums,
+)
 from edgetune.errors import StepFailedError
 from edgetune.files import (
     copy_file,

@@ -74,7 +74,9 @@ def choose_device(manifest: Manifest, host: Host, emulate: bool = False) -> str:
             return found
         msg = f"{manifest.path}: none of its devices can be emulated ({', '.join(names)})"
         raise UsageError(msg, "name another one: --emulate raspberry-pi-5")
-    return next((name for name in names if _here(manifest, name, host)), (names or [THIS_MACHINE])[0])
+    return next(
+        (name for name in names if _here(manifest, name, host)), (names or [THIS_MACHINE])[0]
+    )
 
 
 def _can_be_emulated(name: str) -> bool:
