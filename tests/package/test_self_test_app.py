@@ -31,7 +31,8 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize(
-    "environment", [{"TZ": "Asia/Tokyo", "LC_ALL": "C"}, {"TZ": "America/Lima", "LC_ALL": "C.UTF-8"}]
+    "environment",
+    [{"TZ": "Asia/Tokyo", "LC_ALL": "C"}, {"TZ": "America/Lima", "LC_ALL": "C.UTF-8"}],
 )
 def test_the_same_bytes_wherever_it_is_made(environment: dict[str, str], tmp_path: Path) -> None:
     code = (
@@ -105,9 +106,7 @@ def test_a_python_that_is_too_old_is_told_so() -> None:
     # Every Python 3 can parse what comes before the version is looked at, and the rest.
     ast.parse(text, feature_version=(3, 4))
     old = text.replace("sys.version_info", "(3, 9, 2)")
-    done = subprocess.run(
-        [sys.executable, "-c", old], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", old], capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr.startswith("error: Python 3.9 is too old for this package\nhint: ")
 

@@ -48,9 +48,11 @@ CASES: list[dict[str, Any]] = [
     {"tokenizer": DIFFERS},
     {"task_metrics__exact_match__difference": -0.015, "task_metrics__exact_match__low": -0.05},
     {"emulated": EMULATED, "checks": [
-        {"name": "emulated_retention", "limit": 0.95}, {"name": "emulated_exact_match_drop", "limit": 0.02},
+        {"name": "emulated_retention", "limit": 0.95},
+        {"name": "emulated_exact_match_drop", "limit": 0.02},
         {"name": "ttft_ms", "limit": 100.0}, {"name": "decode_tokens_per_s", "limit": 1.0},
-        {"name": "peak_rss_mb", "limit": 10.0, "required": True}, {"name": "package_bytes", "limit": 1.0},
+        {"name": "peak_rss_mb", "limit": 10.0, "required": True},
+        {"name": "package_bytes", "limit": 1.0},
     ]},
 ]  # fmt: skip
 

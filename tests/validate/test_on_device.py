@@ -131,7 +131,10 @@ def test_what_cannot_be_is_refused(
 
 
 def test_a_changed_package_is_refused_before_anything_else(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy = copy_of(package, tmp_path / "package")
     with (copy / VARIANT / "model.onnx.data").open("r+b") as file:
