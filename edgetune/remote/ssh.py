@@ -122,8 +122,9 @@ def run(address: Address, command: Sequence[str], hear: Callable[[str], None]) -
 
 
 def quoted(name: str) -> str:
-    """A name as sftp's batch language takes it, which also expands patterns of files."""
-    escaped = "".join(f"\\{letter}" if letter in "\\\"'*?[]" else letter for letter in name)
+    """A name as sftp's batch language takes it: patterns of files are none inside quotes. No name
+    has a backslash: a list of checksums cannot hold one."""
+    escaped = name.replace('"', '\\"')
     return f'"{escaped}"'
 
 
