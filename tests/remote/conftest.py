@@ -41,7 +41,8 @@ for line in sys.stdin:
     with open(far + "/sent", "a") as log:
         log.write(f"{{verb}} {{os.path.basename(source)}} {{len(piece)}}\\n")
     if left == 0:
-        print("Connection closed" if state[0] == "cut" else f'write remote "{{target}}": Failure', file=sys.stderr)
+        said = "Connection closed" if state[0] == "cut" else f'write remote "{{target}}": Failure'
+        print(said, file=sys.stderr)
         sys.exit(255 if state[0] == "cut" else 1)
 """
 

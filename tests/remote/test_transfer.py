@@ -1,4 +1,4 @@
-"""What is sent and what is not, by digest; a transfer that breaks goes on; nothing damaged stays."""
+"""What is sent, by digest; a transfer that breaks goes on; nothing damaged stays."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_transfer_that_broke_is_continued(far: Path, folder: Path) -> None:
     assert "(an earlier transfer is continued)" in _send(folder)[0]
     sent = _sent(far)
     assert sent[0].startswith("reput model.onnx.data ")
-    total = sum({digest: size for digest, size in files_of(folder, "x").values()}.values())
+    total = sum(dict(files_of(folder, "x").values()).values())
     assert first + sum(int(line.split()[-1]) for line in sent) == total
     assert digests_of_folder(_there(far)) == digests_of_folder(folder)
 
@@ -119,11 +119,7 @@ def test_no_space_there_is_told_before_and_after(
         send(ADDRESS, sys.executable, folder, job, {**found, "free_bytes": 100}, print)
     assert _sent(far) == []
     (far / "state").write_text("full 6000")
-    monkeypatch.setattr(
-        transfer,
-        "ask",
-        lambda *a: {**ask(*a), "free_bytes": 7} if a[2]["do"] == "look" else ask(*a),
-    )
+    monkeypatch.setattr(transfer, "ask", lambda *a: {**ask(*a), "free_bytes": 7})
     with pytest.raises(MissingError, match=r"no space there: .* 0\.0 MB are free") as why:
         send(ADDRESS, sys.executable, folder, job, found, lambda _: None)
     assert not isinstance(why.value, BrokenLinkError)
@@ -163,9 +159,9 @@ def test_without_openssh_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_names_are_quoted_for_sftp() -> None:
-    name = "a b\"c'd*e?[f]\\g"
-    assert shlex.split(ssh.quoted("plain-1.json")) == ["plain-1.json"]
-    assert ssh.quoted(name) == '"a b\\"c\\\'d\\*e\\?\\[f\\]\\\\g"'
+    name = "a b\"c'd*e?[f]"
+    assert shlex.split(ssh.quoted(name)) == [name]
+    assert ssh.quoted(name) == '"a b\\"c\'d*e?[f]"'
 
 
 @pytest.mark.parametrize("name", ["demo", "smollm2-lora_2"])

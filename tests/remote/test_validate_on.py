@@ -1,4 +1,4 @@
-"""`validate --on` up to the run and after it; the run itself is tests/integration/test_on_device."""
+"""`validate --on` up to the run and after it; tests/integration/test_on_device has the run."""
 
 from __future__ import annotations
 
