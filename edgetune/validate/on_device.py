@@ -12,8 +12,10 @@ import argparse
 import importlib
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,11 @@ def main(arguments: Sequence[str], app: Path) -> int:
     except MemoryError:
         print_error(MissingError("out of memory", "close other programs"))
         return MissingError.exit_code
+    except Exception as why:
+        # Python's own status for it, 1, would read as a failed gate.
+        traceback.print_exc()
+        print_error(EdgetuneError(f"the self-test itself failed: {type(why).__name__}: {why}"))
+        return EdgetuneError.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace, app: Path) -> int:
     package = options.package or app.resolve().parent.parent
-    _say("checking the package's files")
+    tell = _teller()
+    tell("checking the package's files")
     manifest = read_manifest(package)
     _check_libraries()
     host = probe_host()
@@ -105,7 +113,7 @@ def _check(options: argparse.Namespace, app: Path) -> int:
         variant=choose_variant(manifest, options.variant, known),
         evidence={"built": True},
     )
-    report = finish_on_device(measure_sections(manifest, job, _say)[0])
+    report = finish_on_device(measure_sections(manifest, job, tell)[0])
     write_text(out, dump_json(report))
     if options.json:
         print_json(report)
@@ -191,14 +199,15 @@ def _threads(asked: int | None, manifest: Manifest, device: str) -> int:
     return asked or session_threads(manifest, device)
 
 
-_said: list[str] = []
+def _teller() -> Callable[[str], None]:
+    """Tells one line a stage: `item 1 of 240` stands for all of them."""
+    last = ""
 
+    def tell(text: str) -> None:
+        nonlocal last
+        stage = re.split(r"\d", text, maxsplit=1)[0]
+        if stage != last:
+            last = stage
+            print_note(text)
 
-def _say(text: str) -> None:
-    """One line a stage: `item 1 of 240` stands for all of them."""
-    stage = text.rstrip("0123456789")
-    for digit in "0123456789":
-        stage = stage.split(digit, 1)[0]
-    if not _said or _said[-1] != stage:
-        _said.append(stage)
-        print_note(text)
+    return tell

@@ -156,6 +156,14 @@ def test_libraries_that_are_too_old_are_told(
     assert "(999.1 is the oldest that will do)" in capsys.readouterr().err
 
 
+def test_what_nobody_thought_of_is_no_failed_gate(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(on_device, "probe_host", lambda: 1 / 0)
+    assert _main(package) == 6
+    assert "error: the self-test itself failed: ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_versions_are_compared_by_their_numbers() -> None:
     assert oldest.too_old({"onnxruntime": "1.4.0"})
     assert oldest.too_old({"python": "3.9.18"})
