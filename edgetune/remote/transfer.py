@@ -105,7 +105,7 @@ def _lines(files: Files, found: Mapping[str, Any]) -> Iterator[str]:
     names = {files[name][0]: name for name in found["lacking"]}
     for digest, name in sorted(names.items(), key=lambda own: (files[own[1]][1], own[1])):
         size, arrived = files[name][1], found["arrived"].get(digest)
-        if arrived == size and size:
+        if arrived == size:
             continue
         # Continued from where it ended; one that is longer than it should be is sent anew.
         verb = "reput" if arrived and arrived < size else "put"
