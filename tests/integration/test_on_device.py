@@ -164,8 +164,9 @@ def test_a_host_of_another_architecture(host: FarHost, package: Path, bare: Path
 
 
 def test_no_space_there(host: FarHost, package: Path, bare: Path) -> None:
+    shutil.rmtree(host.home / ".cache", ignore_errors=True)
     with small_disk(host.home / ".cache", 3) as small:
-        _give(small)
+        shutil.chown(small, USER, USER)
         done = _validate_on(host, package, "--python", bare)
     (host.home / ".cache").rmdir()
     assert done.returncode == 3
@@ -249,7 +250,3 @@ def _validate_on(
 ) -> subprocess.CompletedProcess[str]:
     address = host.address(port)
     return edgetune("validate", package, "--on", address, *more, environment=host.environment)
-
-
-def _give(path: Path) -> None:
-    shutil.chown(path, USER, USER)
