@@ -12,15 +12,15 @@ from collections.abc import Mapping
 # The oldest with which a package gives the same answers.
 OLDEST = {
     "python": "3.11",
-    "numpy": "2.0",
-    "onnxruntime": "1.30",
-    "onnxruntime-genai": "0.18",
+    "numpy": "1.26.4",
+    "onnxruntime": "1.26.0",
+    "onnxruntime-genai": "0.14.0",
 }
 
 
 def too_old(versions: Mapping[str, str | None]) -> list[str]:
-    """A sentence's part for each version that is below OLDEST: "onnxruntime 1.20.0 (1.30 is the
-    oldest that will do)"; a version that is not known is none."""
+    """A sentence's part for each version that is below OLDEST: "onnxruntime 1.20.0 (1.26.0 is
+    the oldest that will do)"; a version that is not known is none."""
     return [
         f"{name} {versions[name]} ({oldest} is the oldest that will do)"
         for name, oldest in OLDEST.items()

@@ -75,7 +75,7 @@ def open_variant(
     """Open one variant of a package whose manifest was read. Raises as `open_package` does."""
     import onnxruntime_genai as og
 
-    # Before 0.15 there is no such switch.
+    # Telemetry of its own begins with 0.15, and so does the switch.
     if hasattr(og, "disable_telemetry_events"):
         og.disable_telemetry_events()
     _need_provider(variant.provider)

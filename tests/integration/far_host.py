@@ -155,11 +155,14 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-                for source, sink, counts in ((near, far, True), (far, near, False)):
-                    threading.Thread(
-                        target=self._pass, args=(source, sink, counts), daemon=True
-                    ).start()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with suppress(OSError), near, socket.create_connection(("127.0.0.1", self._target)) as far:
+            back = threading.Thread(target=self._pass, args=(far, near, False), daemon=True)
+            back.start()
+            self._pass(near, far, True)
+            back.join()
 
     def _pass(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
         with suppress(OSError):

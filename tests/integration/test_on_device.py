@@ -178,7 +178,7 @@ def test_a_link_that_breaks_is_gone_on_with_and_the_report_comes_back(
     host: FarHost, package: Path, bare: Path, tmp_path: Path
 ) -> None:
     total = sum((package / n).stat().st_size for n in list_files(package) if "reports" not in n)
-    proxy = Proxy(host.port, limit=total // 2)
+    proxy = Proxy(host.port, limit=total * 3 // 4)
     out = tmp_path / "far.json"
     more = ("--python", bare, "-o", out)
     broken = _validate_on(host, package, *more, port=proxy.port)
@@ -186,14 +186,14 @@ def test_a_link_that_breaks_is_gone_on_with_and_the_report_comes_back(
     assert "the transfer broke" in broken.stderr
     assert "hint: run the same command again: it goes on from there" in broken.stderr
     assert not out.exists()
-    first = proxy.sent
 
     proxy.limit, proxy.sent = None, 0
     done = _validate_on(host, package, *more, port=proxy.port)
     assert done.returncode == 0, done.stderr
     assert "(an earlier transfer is continued)" in done.stderr
-    # ssh's own bytes come on top, and what was on its way when the link broke goes twice.
-    assert proxy.sent < total - first + 600_000
+    # A quarter of it, ssh's own bytes, and what was on its way when the link broke: sftp sends up
+    # to 64 pieces of 32 KiB ahead.
+    assert proxy.sent < total * 0.7
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["verdict"] == "pass"
     assert report["package_digest"] == verify_checksums(package)
