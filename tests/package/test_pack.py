@@ -16,7 +16,6 @@ from edgetune.files import digests_of_folder, list_files, read_json
 from edgetune.package import pack
 from edgetune.package.manifest import open_strictly
 
-
 MACHINE = {
     "arch": "aarch64", "os": "linux", "cpu_model": "a board", "instruction_sets": [],
     "generic": False,
