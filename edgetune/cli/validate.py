@@ -72,9 +72,10 @@ def validate(
         raise UsageError(msg, "leave -d out")
     if lm_eval is not None:
         check_folder(lm_eval, package)
+    answers: dict[str, Any] = {}
     if on is not None:
         with_on = {"--emulate": emulate is not None, "--thorough": thorough, "--lm-eval": lm_eval}
-        report, answers = _elsewhere(package, on, python, device, with_on), {}
+        report = _elsewhere(package, on, python, device, with_on)
     elif python is not None:
         msg = "--python names a Python on another host"
         raise UsageError(msg, "say which host with --on ssh://user@host")
