@@ -11,11 +11,19 @@ import re
 from pathlib import Path
 
 from edgetune.errors import InputRefusedError
-from edgetune.files import list_files, sha256_of_file, write_text
+from edgetune.files import (
+    digest_of_json,
+    digests_of_folder,
+    list_files,
+    sha256_of_file,
+    write_text,
+)
 
 SHA256SUMS = "SHA256SUMS"
 # Written after the package, on each device it is validated on.
 REPORTS = "reports"
+# The program in `self_test/` that checks the package on a device.
+SELF_TEST_APP = "run.pyz"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n\r\\]+)")
 _AGAIN = "copy the package again from where it came from, or build it again"
 
@@ -41,13 +49,8 @@ def verify_checksums(folder: Path) -> str:
 
     Raises InputRefusedError naming what is changed, missing or extra.
     """
-    sums = folder / SHA256SUMS
-    try:
-        text = sums.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as why:
-        msg = f"{folder}: no readable {SHA256SUMS}, so nothing proves that it is whole"
-        raise InputRefusedError(msg, _AGAIN) from why
-    listed = _parse(sums, text)
+    text = _read(folder)
+    listed = _parse(folder / SHA256SUMS, text)
     present = set(_covered(folder))
     # Compared as sets of names first: a listed path that leads elsewhere is never opened.
     found = [("missing", name) for name in listed if name not in present]
@@ -65,6 +68,28 @@ def verify_checksums(folder: Path) -> str:
         msg = f"{folder}: not the package that was built: {shown}{more}"
         raise InputRefusedError(msg, _AGAIN)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checksums_of(folder: Path) -> dict[str, str]:
+    """{relative path: SHA-256} as a package's `SHA256SUMS` lists them; the files are not read.
+
+    Raises InputRefusedError when there is no readable list.
+    """
+    return _parse(folder / SHA256SUMS, _read(folder))
+
+
+def self_test_digest(folder: Path) -> str:
+    """Digest of a self-test's data, by which reports are comparable; the program that runs it is
+    another in every version of edgetune."""
+    return digest_of_json(digests_of_folder(folder, without=(SELF_TEST_APP,)))
+
+
+def _read(folder: Path) -> str:
+    try:
+        return (folder / SHA256SUMS).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as why:
+        msg = f"{folder}: no readable {SHA256SUMS}, so nothing proves that it is whole"
+        raise InputRefusedError(msg, _AGAIN) from why
 
 
 def _covered(folder: Path) -> list[str]:

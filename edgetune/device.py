@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgetune.documents import Strict, load_document
 from edgetune.errors import UsageError
 from edgetune.files import is_file, shipped_folder
-from edgetune.host import Host, probe_host
+from edgetune.host import THIS_MACHINE as THIS_MACHINE
+from edgetune.host import Host, is_machine, probe_host
 
-THIS_MACHINE = "this-machine"
 Status = Literal["datasheet", "vendor-benchmark", "derived", "measured", "unverified"]
 
 
@@ -52,6 +52,17 @@ class Reach(Strict):
     """How the device is reached."""
 
     by: Literal["local", "ssh"] = "local"
+    # Where, for `edgetune validate --on`: ssh://user@host:port. A build never contacts it.
+    address: str | None = Field(default=None, pattern=r"^ssh://[^/\s]+$")
+    # The Python to run there; null: python3.
+    python: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Reach:
+        if self.by == "local" and (self.address or self.python):
+            msg = "address and python are for a device that is reached by ssh"
+            raise ValueError(msg)
+        return self
 
 
 class Emulate(Strict):
@@ -149,11 +160,18 @@ def is_here(device: Device, host: Host) -> bool:
     """True when this host is the device, or one of the class of devices it describes."""
     if device.name == THIS_MACHINE:
         return True
-    if device.arch != host.arch or device.os != host.os:
-        return False
-    if not set(device.cpu.instruction_sets) <= set(host.instruction_sets):
-        return False
-    return device.generic or device.cpu.model.casefold() in host.cpu_model.casefold()
+    return is_machine(machine_of(device), host)
+
+
+def machine_of(device: Device) -> dict[str, Any]:
+    """What tells that a host is the device; a package carries it, so that it can tell by itself."""
+    return {
+        "arch": device.arch,
+        "os": device.os,
+        "cpu_model": device.cpu.model,
+        "instruction_sets": sorted(device.cpu.instruction_sets),
+        "generic": device.generic,
+    }
 
 
 def emulated_as(device: Device) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 from edgetune.environments import aarch64
 from edgetune.environments.emulator import find_qemu, try_environment
 from edgetune.errors import MissingError
-from edgetune.host import available_memory_bytes, probe_host
+from edgetune.host import available_memory_bytes, probe_host, versions_of
 from edgetune.plan import BUILD_LIBRARIES
-from edgetune.step import versions_of
 
 _CORE = ("numpy", "onnxruntime", "onnxruntime-genai", "click", "pydantic", "rich", "ruamel.yaml")
 _BUILD = (*BUILD_LIBRARIES, "onnxscript", "requests")

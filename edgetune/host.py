@@ -1,4 +1,7 @@
-"""What this machine is: processor, cores, memory; read from the system, nothing assumed."""
+"""What this machine is: processor, cores, memory; read from the system, nothing assumed.
+
+On Linux with the standard library alone: a package's own self-test runs where nothing else is.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,16 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from edgetune.errors import MissingError
+
+# The device that every machine is.
+THIS_MACHINE = "this-machine"
 
 
 @dataclass(frozen=True)
@@ -32,21 +42,48 @@ class Host:
 
 
 def probe_host() -> Host:
-    """Ask the system what this machine is. Loads archspec and psutil."""
-    import psutil
-    from archspec.cpu import detect
+    """Ask the system what this machine is.
 
-    info = detect.detected_info()
+    Raises MissingError on another system than Linux without archspec and psutil.
+    """
     arch = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    if sys.platform == "linux":
+        name, features, memory = arch, _cpu_flags(), _meminfo_bytes("MemTotal")
+    else:
+        name, features, memory = _ask_libraries()
     names: dict[str, Literal["linux", "macos", "windows"]] = {"darwin": "macos", "win32": "windows"}
     return Host(
         arch=arch,
         os=names.get(sys.platform, "linux"),
-        cpu_model=_cpu_model() or str(info.name),
+        cpu_model=_cpu_model() or name,
         cores=usable_cores(),
-        memory_bytes=int(psutil.virtual_memory().total),
-        instruction_sets=tuple(sorted(info.features)),
+        memory_bytes=memory,
+        instruction_sets=tuple(sorted(features)),
     )
+
+
+def is_machine(machine: Mapping[str, Any], host: Host) -> bool:
+    """Whether a host is the machine that a device's profile describes, or one of its class.
+
+    `machine`: {arch, os, cpu_model, instruction_sets, generic}, as a package carries it.
+    """
+    if machine["arch"] != host.arch or machine["os"] != host.os:
+        return False
+    if not set(machine["instruction_sets"]) <= set(host.instruction_sets):
+        return False
+    own = str(machine["cpu_model"]).casefold()
+    return bool(machine["generic"]) or own in host.cpu_model.casefold()
+
+
+def versions_of(*distributions: str) -> dict[str, str | None]:
+    """{distribution: installed version, null if absent}, without importing any of them."""
+    found: dict[str, str | None] = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def usable_cores() -> int:
@@ -58,9 +95,12 @@ def usable_cores() -> int:
 
 def available_memory_bytes() -> int:
     """Memory that a new process can take without swapping, a container's limit respected."""
-    import psutil
+    if sys.platform == "linux":
+        free = _meminfo_bytes("MemAvailable")
+    else:
+        import psutil
 
-    free = int(psutil.virtual_memory().available)
+        free = int(psutil.virtual_memory().available)
     try:
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="ascii"))
@@ -68,6 +108,43 @@ def available_memory_bytes() -> int:
     except (OSError, ValueError):  # no version 2 control group, or "max": no limit
         return free
     return max(0, min(free, limit - used))
+
+
+def _ask_libraries() -> tuple[str, set[str], int]:
+    """(the processor's family, its instruction sets, bytes of memory) where there is no /proc."""
+    try:
+        import psutil
+        from archspec.cpu import detect
+    except ImportError as why:
+        msg = f"{why.name} is not installed, and only Linux tells without it what this machine is"
+        raise MissingError(msg, "python -m pip install archspec psutil") from why
+    info = detect.detected_info()
+    return str(info.name), set(info.features), int(psutil.virtual_memory().total)
+
+
+def _cpu_flags() -> set[str]:
+    """The first processor's flags in /proc/cpuinfo: `flags` on x86, `Features` on Arm."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()
+
+
+def _meminfo_bytes(key: str) -> int:
+    """A row of /proc/meminfo, whose kB are 1024 bytes (proc(5)). Raises MissingError without it."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    msg = f"/proc/meminfo does not tell {key}, so this machine's memory is not known"
+    raise MissingError(msg, "mount /proc")
 
 
 def _cpu_model() -> str:

@@ -6,6 +6,7 @@ are what the child gets, paths included, which no key may contain.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -14,15 +15,16 @@ from typing import Any
 
 from edgetune.checkpoint.adapter import count_trained
 from edgetune.child import Libraries
-from edgetune.device import THIS_MACHINE
+from edgetune.device import THIS_MACHINE, machine_of
 from edgetune.environments.emulator import Emulation
 from edgetune.files import digest_of_json, sha256_of_file
-from edgetune.host import Host, usable_cores
+from edgetune.host import Host, usable_cores, versions_of
 from edgetune.lock import MERGE_TOOLS, OPTIMIZE_TOOLS, SEED, input_digests, make_lock
 from edgetune.optimize.workflow import make_workflow
+from edgetune.package.self_test_app import make_self_test_app
 from edgetune.plan import Inputs, Plan
 from edgetune.recipe import Recipe
-from edgetune.step import Step, path_of, versions_of
+from edgetune.step import Step, path_of
 
 # Only a 4-bit base needs bitsandbytes, and PEFT takes seconds to import it.
 _UNUSED = ("bitsandbytes",)
@@ -219,6 +221,7 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
             "trained_parameters": trained_parameters(first.inputs),
             "lock": digest_of_json(lock),
             **limits,
+            "self_test_app": hashlib.sha256(make_self_test_app()).hexdigest(),
             "code": code_digest("package"),
             **versions_of(*_PACKAGE_TOOLS),
         },
@@ -318,5 +321,7 @@ def _shipped_self_test(plan: Plan) -> str:
 
 def _device_entry(plan: Plan) -> dict[str, Any]:
     """What the package says of a device; nothing that was probed on the build machine."""
-    session = None if plan.device.name == THIS_MACHINE else plan.device.session.model_dump()
-    return {"variant": plan.variant, "session": session}
+    if plan.device.name == THIS_MACHINE:
+        return {"variant": plan.variant, "session": None, "machine": None}
+    session = plan.device.session.model_dump()
+    return {"variant": plan.variant, "session": session, "machine": machine_of(plan.device)}

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.files import digest_of_json
+from edgetune.host import versions_of
 from edgetune.plan import Inputs, Plan
-from edgetune.step import Step, versions_of
+from edgetune.step import Step
 
 MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")
 OPTIMIZE_TOOLS = (

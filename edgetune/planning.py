@@ -14,7 +14,7 @@ from edgetune.console import print_note, print_warning
 from edgetune.device import THIS_MACHINE, Device, find_device, is_here
 from edgetune.environments.emulator import Emulation, find_emulation
 from edgetune.errors import MissingError, PlanError, Problem, UsageError
-from edgetune.host import Host, available_memory_bytes, probe_host
+from edgetune.host import Host, available_memory_bytes, probe_host, versions_of
 from edgetune.line import (
     STEPS,
     merge_steps,
@@ -27,7 +27,7 @@ from edgetune.line import (
 from edgetune.plan import BUILD_LIBRARIES, Plan, make_plan, warnings_of
 from edgetune.recipe import Recipe
 from edgetune.sources.resolve import resolve
-from edgetune.step import Step, find_done, is_ours, passed, versions_of, why_not_done
+from edgetune.step import Step, find_done, is_ours, passed, why_not_done
 
 
 def plan_builds(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +65,6 @@ class Step:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", digest_of_json([self.name, dict(self.inputs)])[:16])
-
-
-def versions_of(*distributions: str) -> dict[str, str | None]:
-    """{distribution: installed version, null if absent}, without importing any of them."""
-    found: dict[str, str | None] = {}
-    for name in distributions:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def open_store(out: Path) -> Path:

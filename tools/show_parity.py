@@ -59,7 +59,7 @@ def table_lines() -> Iterator[str]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from edgetune.step import versions_of
+    from edgetune.host import versions_of
     from tests.tiny import build_base
 
     disable_progress_bar()

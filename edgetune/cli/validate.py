@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +20,12 @@ import click
     help="Also run it on that device's processor, emulated.",
 )
 @click.option("--thorough", is_flag=True, help="Also answer for a whole minute.")
+@click.option(
+    "--on",
+    metavar="ssh://USER@HOST[:PORT]",
+    help="Run it there, by the package's own self-test; or a device profile that says where.",
+)
+@click.option("--python", metavar="PATH", help="The Python on that host (python3).")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the report (JSON) here.")
 @click.option(
     "--lm-eval",
@@ -32,6 +40,8 @@ def validate(
     device: str | None,
     emulate: str | None,
     thorough: bool,
+    on: str | None,
+    python: str | None,
     out: Path | None,
     lm_eval: Path | None,
     as_json: bool,
@@ -39,6 +49,7 @@ def validate(
 ) -> int:
     """Run PACKAGE on this host and compare it with the reference it carries.
 
+    `--on ssh://user@host` runs it there: copies what that host lacks, and brings the report back.
     Needs no torch, and never writes into the package. `PACKAGE --emulate raspberry-pi-5` also
     runs a part of its self-test on that device's instructions, which finds what other kernels do
     to it, and says nothing about time.
@@ -61,9 +72,17 @@ def validate(
         raise UsageError(msg, "leave -d out")
     if lm_eval is not None:
         check_folder(lm_eval, package)
-    report, answers = validate_with_answers(
-        package, emulate or device, emulate is not None, thorough
-    )
+    answers: dict[str, Any] = {}
+    if on is not None:
+        with_on = {"--emulate": emulate is not None, "--thorough": thorough, "--lm-eval": lm_eval}
+        report = _elsewhere(package, on, python, device, with_on)
+    elif python is not None:
+        msg = "--python names a Python on another host"
+        raise UsageError(msg, "say which host with --on ssh://user@host")
+    else:
+        report, answers = validate_with_answers(
+            package, emulate or device, emulate is not None, thorough
+        )
     if lm_eval is not None and report["fidelity"]["non_finite_positions"]:
         print_warning("outputs are not finite, nothing for --lm-eval")
     elif lm_eval is not None:
@@ -79,3 +98,29 @@ def validate(
         for line in summary_lines(report):
             print_result(line)
     return exit_code_of(report)
+
+
+def _elsewhere(
+    package: Path, on: str, python: str | None, device: str | None, others: Mapping[str, object]
+) -> dict[str, Any]:
+    """The report from the host that `--on` names. `others`: options that do not go with it."""
+    from edgetune.console import print_warning
+    from edgetune.device import find_device
+    from edgetune.errors import UsageError
+    from edgetune.remote.address import parse_address
+    from edgetune.remote.validate import DEFAULT_PYTHON, validate_on
+
+    if used := [name for name, value in others.items() if value]:
+        msg = f"--on does not go with {', '.join(used)}"
+        raise UsageError(msg, "leave one of them out; each has a report of its own")
+    if "://" not in on:
+        profile = find_device(on)
+        if profile.reach.address is None:
+            msg = f"--on {on}: the profile does not say where the device is"
+            raise UsageError(msg, "add reach: {by: ssh, address: 'ssh://user@host'} to it")
+        on, python = profile.reach.address, python or profile.reach.python
+        device = device or profile.name
+    report = validate_on(package, parse_address(on), python or DEFAULT_PYTHON, device)
+    if not report["evidence"]["on_device"]:
+        print_warning(f"{on} is not a {report['device']}: no time was taken there")
+    return report

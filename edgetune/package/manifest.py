@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.errors import InputRefusedError, StepFailedError
+from edgetune.runtime.oldest import OLDEST
 
 # onnxruntime-genai takes exactly one component and calls it so.
 COMPONENT = "model"
@@ -44,6 +45,8 @@ def make_manifest(
         "additional_metadata": {
             "edgetune": {
                 "version": version,
+                # The oldest that open it.
+                "requires": {name: f">={oldest}" for name, oldest in OLDEST.items()},
                 "devices": {device: {"variant": devices[device]} for device in sorted(devices)},
             }
         },

@@ -13,7 +13,13 @@ from typing import Any
 
 from edgetune import __version__
 from edgetune.checkpoint.folder import read_checkpoint
-from edgetune.checksums import SHA256SUMS, verify_checksums, write_checksums
+from edgetune.checksums import (
+    SELF_TEST_APP,
+    SHA256SUMS,
+    self_test_digest,
+    verify_checksums,
+    write_checksums,
+)
 from edgetune.errors import StepFailedError
 from edgetune.files import (
     copy_file,
@@ -25,6 +31,7 @@ from edgetune.files import (
 )
 from edgetune.package.lock import make_lock
 from edgetune.package.manifest import check_reopened, make_manifest
+from edgetune.package.self_test_app import make_self_test_app
 from edgetune.package.weights import describe_weights
 
 _GRAPH_FILES = ("model.onnx", "model.onnx.data")
@@ -55,12 +62,13 @@ def package_step(
     weights = {v["name"]: describe_weights(out / v["name"]) for v in variants}
     limits = make_limits(arguments, graph_bytes, weights)
     write_text(out / "self_test" / "limits.json", dump_json(limits))
+    (out / "self_test" / SELF_TEST_APP).write_bytes(make_self_test_app())
     _write_devices(arguments["devices"], out / "devices")
     manifest = make_manifest(arguments["name"], variants, devices, __version__)
     write_text(out / "manifest.json", dump_json(manifest))
     lock = make_lock(
         arguments["lock"], arguments["name"], _describe_variants(out, variants),
-        digest_of_json(digests_of_folder(out / "self_test")),
+        self_test_digest(out / "self_test"),
     )  # fmt: skip
     write_text(out / "edgetune.lock", dump_json(lock))
     progress("opening the package again")
@@ -123,8 +131,8 @@ def _write_devices(devices: Mapping[str, Mapping[str, Any]], folder: Path) -> No
     """One file a device with settings; a machine that is probed when it runs has none."""
     for name, entry in sorted(devices.items()):
         if entry["session"] is not None:
-            session = {"variant": entry["variant"], "session": entry["session"]}
-            write_text(folder / f"{name}.json", dump_json(session))
+            kept = {key: entry.get(key) for key in ("variant", "session", "machine")}
+            write_text(folder / f"{name}.json", dump_json(kept))
 
 
 def _describe_variants(

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetune.checksums import REPORTS, SHA256SUMS, verify_checksums
+from edgetune.checksums import REPORTS, SHA256SUMS, self_test_digest, verify_checksums
 from edgetune.errors import InputRefusedError, UsageError
 from edgetune.files import (
     digest_of_json,
-    digests_of_folder,
     is_file,
     is_folder,
     read_json,
@@ -81,7 +80,7 @@ def _reports_of_package(package: Path) -> Iterator[Found]:
     lock = read_json(package / "edgetune.lock")
     inputs = {
         "recipe": digest_of_json(lock.get("recipe") if isinstance(lock, Mapping) else None),
-        "self_test": digest_of_json(digests_of_folder(package / "self_test")),
+        "self_test": self_test_digest(package / "self_test"),
     }
     files = sorted((package / REPORTS).glob("*.json"))
     if not files:

@@ -29,10 +29,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from edgetune.errors import InputRefusedError
-from edgetune.report.schema import Check, CheckVerdict, Interval, Report, Verdict
+
+if TYPE_CHECKING:
+    # A package judges itself where pydantic is not installed (`report.plain`).
+    from edgetune.report.schema import Check, CheckVerdict, Report, Verdict
 
 # With five items that all lie on one side the chance of that by accident is 1/32 < 5 %.
 FEWEST_ITEMS = 5
@@ -49,13 +52,30 @@ _MOST_ITEMS = 1_000_000
 Bad = Literal["above", "below"]
 
 
+class Figure(Protocol):
+    """An estimate with its bounds: a report's own, or one that was made from its figures."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+class _Made(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Question:
     """A figure to be judged. `samples`: how many `unit` it was taken from, null for a count;
     `changed`: how many of them differ between the two sides, for a difference of proportions."""
 
     name: str
-    figure: Interval | None
+    figure: Figure | None
     limit: float
     required: bool = False
     reason: str | None = None
@@ -72,7 +92,7 @@ class Judged:
 
     name: str
     bad: Bad
-    figure: Interval | None
+    figure: Figure | None
     limit: float
     verdict: CheckVerdict
     required: bool
@@ -108,7 +128,7 @@ def judge(report: Report, regressions: Sequence[Question] = ()) -> Judgement:
     return Judgement("pass", checks)
 
 
-def decide(figure: Interval, limit: float, bad: Bad) -> Literal["pass", "fail", "inconclusive"]:
+def decide(figure: Figure, limit: float, bad: Bad) -> Literal["pass", "fail", "inconclusive"]:
     """One figure against its limit, as the module says."""
     sign = 1.0 if bad == "above" else -1.0
     value, line = sign * figure.value, sign * limit
@@ -158,7 +178,7 @@ def _judge_question(question: Question) -> Judged:
     return Judged(name, bad, figure, limit, verdict, question.required, reason, question.words)
 
 
-def _what_would_decide(question: Question, figure: Interval) -> str:
+def _what_would_decide(question: Question, figure: Figure) -> str:
     if question.unit == "rounds":
         return "measure again on a quieter machine, both sides"
     if question.samples is None:
@@ -169,7 +189,7 @@ def _what_would_decide(question: Question, figure: Interval) -> str:
     return f"about {needed} items would decide, {question.samples} were measured"
 
 
-def items_needed(figure: Interval, limit: float, items: int, changed: int | None) -> int | None:
+def items_needed(figure: Figure, limit: float, items: int, changed: int | None) -> int | None:
     """How many items would bring the bound within the limit, or prove that the limit is missed,
     if they went on as these did; null for more than a million.
 
@@ -191,7 +211,7 @@ def items_needed(figure: Interval, limit: float, items: int, changed: int | None
     return math.ceil(max(needed, items + 1)) if needed <= _MOST_ITEMS else None
 
 
-def figure_of(report: Report, name: str) -> Interval | None:
+def figure_of(report: Report, name: str) -> Figure | None:
     """The figure that a check is about, from the report's sections; null when not measured."""
     if name.startswith(EMULATED):
         emulated = emulated_view(report)
@@ -202,7 +222,7 @@ def figure_of(report: Report, name: str) -> Interval | None:
             return None
         # What the package lost: reference − candidate.
         lost = (0.0 - metric.difference, 0.0 - metric.high, 0.0 - metric.low)
-        return Interval(value=lost[0], low=lost[1], high=lost[2])
+        return _Made(*lost)
     if name not in _FIGURES:
         msg = f"the report has a check {name!r} that this version of edgetune does not know"
         raise InputRefusedError(msg, "update edgetune, or make the report again")
@@ -238,12 +258,12 @@ def _changed_of(report: Report, name: str) -> int | None:
     return lost + gained if isinstance(lost, int) and isinstance(gained, int) else None
 
 
-def _exactly(value: float | None) -> Interval | None:
-    return None if value is None else Interval(value=value, low=value, high=value)
+def _exactly(value: float | None) -> Figure | None:
+    return None if value is None else _Made(value, value, value)
 
 
-def _of_candidate(key: str) -> Callable[[Report], Interval | None]:
-    def figure(report: Report) -> Interval | None:
+def _of_candidate(key: str) -> Callable[[Report], Figure | None]:
+    def figure(report: Report) -> Figure | None:
         side = report.latency.candidate
         if side is None:
             return None
@@ -251,12 +271,12 @@ def _of_candidate(key: str) -> Callable[[Report], Interval | None]:
         bounds = side.intervals.get(key)
         if value is None or bounds is None:
             return _exactly(value)
-        return Interval(value=value, low=bounds.low, high=bounds.high)
+        return _Made(value, bounds.low, bounds.high)
 
     return figure
 
 
-_FIGURES: dict[str, Callable[[Report], Interval | None]] = {
+_FIGURES: dict[str, Callable[[Report], Figure | None]] = {
     "retention": lambda report: report.fidelity.retention,
     "kl_mean": lambda report: report.fidelity.kl_mean,
     "finite_outputs": lambda report: _exactly(float(report.fidelity.non_finite_positions)),

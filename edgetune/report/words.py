@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from edgetune.report.schema import Interval, Report
-from edgetune.report.verdict import DROP, EMULATED, Judged, Judgement, emulated_view
+from edgetune.report.verdict import DROP, EMULATED, Figure, Judged, Judgement, emulated_view
+
+if TYPE_CHECKING:
+    from edgetune.report.schema import Report
 
 EXACT_MATCH = "exact_match"
 _MOST_FLIPS = 10_000
@@ -77,7 +80,7 @@ def divergence(change: float) -> str:
     return text.replace("-", "−")
 
 
-def times(ratio: Interval) -> str:
+def times(ratio: Figure) -> str:
     """`× 0.25 [0.23, 0.27]`."""
     return f"× {ratio.value:.2f} {bounds(f'{ratio.low:.2f}', f'{ratio.high:.2f}')}"
 
@@ -177,7 +180,7 @@ def sentence_of(report: Report, check: Judged) -> str:
     return f"{text} ({check.reason})" if check.reason else text
 
 
-def _sentence(report: Report, check: Judged, figure: Interval) -> str:
+def _sentence(report: Report, check: Judged, figure: Figure) -> str:
     if check.name.startswith(EMULATED) and (view := emulated_view(report)) is not None:
         assert report.emulated is not None
         own = replace(check, name=check.name.removeprefix(EMULATED))

@@ -36,7 +36,8 @@ class Manifest:
     path: Path
     name: str
     variants: Mapping[str, Variant]
-    # {device: {"variant": name, "session": {"intra_op_num_threads": n} or null}}
+    # {device: {"variant": name, "session": {"intra_op_num_threads": n} or null, "machine": what
+    # tells that a host is the device (`host.is_machine`), or null}}
     devices: Mapping[str, Mapping[str, Any]]
     lock: Mapping[str, Any]
     # Digest of SHA256SUMS; null when the files were not checked against it.
@@ -138,8 +139,22 @@ def _devices(
         if entry.get("variant") not in variants:
             msg = f"{path}: device {name!r} names the variant {entry.get('variant')!r}, not here"
             raise InputRefusedError(msg, _AGAIN)
-        found[name] = {"variant": entry["variant"], "session": entry.get("session")}
+        found[name] = {
+            "variant": entry["variant"],
+            "session": entry.get("session"),
+            "machine": _machine(entry.get("machine"), path / "devices" / f"{name}.json"),
+        }
     return found
+
+
+def _machine(value: Any, where: Path) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    row = _mapping(value, where, "machine")
+    if {"arch", "os", "cpu_model", "instruction_sets", "generic"} <= row.keys():
+        return row
+    msg = f"{where}: machine does not say what the device is"
+    raise InputRefusedError(msg, _AGAIN)
 
 
 def _mapping(value: Any, where: Path, key: str = "") -> Mapping[str, Any]:

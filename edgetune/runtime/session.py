@@ -75,7 +75,9 @@ def open_variant(
     """Open one variant of a package whose manifest was read. Raises as `open_package` does."""
     import onnxruntime_genai as og
 
-    og.disable_telemetry_events()
+    # Telemetry of its own begins with 0.15, and so does the switch.
+    if hasattr(og, "disable_telemetry_events"):
+        og.disable_telemetry_events()
     _need_provider(variant.provider)
     config = _read_config(variant)
     count = threads or session_threads(manifest, device)

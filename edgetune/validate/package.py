@@ -13,6 +13,7 @@ from edgetune.errors import GATE_FAILED, INCONCLUSIVE, PASS, UsageError
 from edgetune.host import Host, probe_host
 from edgetune.runtime.manifest import Manifest, choose_variant, read_manifest
 from edgetune.runtime.session import session_threads
+from edgetune.validate.here import told_here
 from edgetune.validate.validate import Job, measure_package
 
 _CODES = {"pass": PASS, "fail": GATE_FAILED, "inconclusive": INCONCLUSIVE}
@@ -48,7 +49,7 @@ def validate_with_answers(
         job = Job(
             identifier=f"{manifest.name}@{name}",
             device=name,
-            here=_is_here(name, host),
+            here=_here(manifest, name, host),
             threads=session_threads(manifest, name),
             variant=choose_variant(manifest, None, known),
             evidence={"built": True},
@@ -73,7 +74,9 @@ def choose_device(manifest: Manifest, host: Host, emulate: bool = False) -> str:
             return found
         msg = f"{manifest.path}: none of its devices can be emulated ({', '.join(names)})"
         raise UsageError(msg, "name another one: --emulate raspberry-pi-5")
-    return next((name for name in names if _is_here(name, host)), (names or [THIS_MACHINE])[0])
+    return next(
+        (name for name in names if _here(manifest, name, host)), (names or [THIS_MACHINE])[0]
+    )
 
 
 def _can_be_emulated(name: str) -> bool:
@@ -81,6 +84,12 @@ def _can_be_emulated(name: str) -> bool:
         return find_device(name).emulate is not None
     except UsageError:
         return False
+
+
+def _here(manifest: Manifest, name: str, host: Host) -> bool:
+    """By what the package says of its device, else by the device's profile."""
+    told = told_here(manifest, name, host)
+    return _is_here(name, host) if told is None else told
 
 
 def _is_here(name: str, host: Host) -> bool:

@@ -1,6 +1,7 @@
 """Step 6: the finished package, opened by the runtime a device uses, against its reference.
 
-No torch here: the unconverted model's latency is measured by a child process.
+No torch here: the unconverted model's latency is measured by a child process. `measure_sections`
+and all it loads need numpy and onnxruntime-genai alone: a package's `self_test/run.pyz` runs it.
 """
 
 from __future__ import annotations
@@ -9,23 +10,22 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgetune import __version__
 from edgetune.checkpoint.header import read_header
-from edgetune.environments.emulator import Emulation, emulation_from_json
+from edgetune.checksums import self_test_digest
 from edgetune.errors import InputRefusedError, MissingError, StepFailedError
-from edgetune.files import digest_of_json, digests_of_folder, dump_json, read_json, write_text
-from edgetune.host import available_memory_bytes, probe_host
+from edgetune.files import digest_of_json, dump_json, read_json, write_text
+from edgetune.host import available_memory_bytes, probe_host, versions_of
 from edgetune.report.make import finish_report
 from edgetune.runtime.describe import graph_bytes, package_bytes
 from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_manifest
 from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
-from edgetune.step import versions_of
 from edgetune.validate.answers import make_answers
 from edgetune.validate.checks import make_checks
 from edgetune.validate.cost import cost_section
-from edgetune.validate.emulated import measure_emulated, not_emulated
 from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
@@ -37,6 +37,9 @@ from edgetune.validate.sampling import describe_sampling
 from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.survival import run_modules
 from edgetune.validate.tokenizer_parity import tokenizer_parity
+
+if TYPE_CHECKING:
+    from edgetune.environments.emulator import Emulation
 
 Progress = Callable[[str], None]
 
@@ -92,6 +95,8 @@ def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -
     null). Raises InputRefusedError for a package that was changed or does not open,
     StepFailedError when it does not run.
     """
+    from edgetune.environments.emulator import emulation_from_json
+
     progress("checking the package's files")
     manifest = read_manifest(Path(arguments["package"]))
     device, emulation = arguments["device"], arguments.get("emulation")
@@ -130,6 +135,14 @@ def measure_package(
     manifest: Manifest, job: Job, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(report, answers): as `make_report`, and what happened item by item."""
+    sections, answers = measure_sections(manifest, job, progress)
+    return finish_report(sections), answers
+
+
+def measure_sections(
+    manifest: Manifest, job: Job, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(all of a report but its verdicts, answers item by item). Raises as `validate_step` does."""
     limits = _read_limits(manifest.path / "self_test")
     folder = self_test_folder(manifest, job)
     self_test = load_self_test(folder)
@@ -168,12 +181,12 @@ def measure_package(
         "provenance": describe_provenance(manifest.lock),
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
-            "self_test": digest_of_json(digests_of_folder(folder)),
+            "self_test": self_test_digest(folder),
             **_shipped_inputs(manifest, folder),
         },
     }
     report["checks"] = make_checks(limits, report)
-    return finish_report(without_text(report) if job.private_data else report), answers
+    return without_text(report) if job.private_data else report, answers
 
 
 def self_test_folder(manifest: Manifest, job: Job) -> Path:
@@ -224,9 +237,13 @@ def _survival(job: Job, progress: Progress) -> dict[str, Any] | None:
 def _emulated(
     manifest: Manifest, self_test: SelfTest, job: Job, progress: Progress
 ) -> dict[str, Any] | None:
+    if job.emulation is None and job.not_emulated is None:
+        return None
+    # Loads what a device has not.
+    from edgetune.validate.emulated import measure_emulated, not_emulated
+
     if job.emulation is None:
-        reason = job.not_emulated
-        return None if reason is None else not_emulated(reason, self_test, None)
+        return not_emulated(str(job.not_emulated), self_test, None)
     try:
         return measure_emulated(
             manifest,
@@ -298,7 +315,8 @@ def _environment(job: Job) -> dict[str, Any]:
         "cores": host.cores,
         "memory_bytes": host.memory_bytes,
         "threads": job.threads,
-        "versions": versions_of(*_TOOLS),
+        # edgetune itself may run from a package, not installed.
+        "versions": {**versions_of(*_TOOLS), "edgetune": __version__},
     }
 
 
@@ -324,7 +342,7 @@ def _shipped_inputs(manifest: Manifest, measured: Path) -> dict[str, str]:
     own = manifest.path / "self_test"
     if measured == own:
         return {}
-    return {"shipped_self_test": digest_of_json(digests_of_folder(own))}
+    return {"shipped_self_test": self_test_digest(own)}
 
 
 def _path(text: str | None) -> Path | None:

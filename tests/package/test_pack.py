@@ -16,6 +16,11 @@ from edgetune.files import digests_of_folder, list_files, read_json
 from edgetune.package import pack
 from edgetune.package.manifest import open_strictly
 
+MACHINE = {
+    "arch": "aarch64", "os": "linux", "cpu_model": "a board", "instruction_sets": [],
+    "generic": False,
+}  # fmt: skip
+
 
 def write(folder: Path, **files: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,11 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
             for n, g in graphs.items()
         ],
         "devices": {
-            "pi": {"variant": "cpu-w8a16-rtn", "session": {"intra_op_num_threads": 4}},
+            "pi": {
+                "variant": "cpu-w8a16-rtn",
+                "session": {"intra_op_num_threads": 4},
+                "machine": MACHINE,
+            },
             "this-machine": {"variant": "cpu-fp32", "session": None},
         },
         "self_test": str(tmp_path / "steps/reference/self_test"),
@@ -88,6 +97,7 @@ def test_the_folder_that_ships(arguments: dict[str, Any], tmp_path: Path) -> Non
             "manifest.json",
             "self_test/items.jsonl",
             "self_test/limits.json",
+            "self_test/run.pyz",
             "self_test/self_test.json",
         ]
     )
@@ -101,7 +111,8 @@ def test_devices_limits_and_lock(arguments: dict[str, Any], tmp_path: Path) -> N
     out = tmp_path / "out"
     packed(arguments, out)
     session = {"intra_op_num_threads": 4}
-    assert read_json(out / "devices/pi.json") == {"variant": "cpu-w8a16-rtn", "session": session}
+    entry = {"variant": "cpu-w8a16-rtn", "session": session, "machine": MACHINE}
+    assert read_json(out / "devices/pi.json") == entry
     limits = read_json(out / "self_test/limits.json")
     assert limits["tolerances"] == {"kl_mean": 0.05}
     assert limits["base_bytes"] == (tmp_path / "base/model.safetensors").stat().st_size

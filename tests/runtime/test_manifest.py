@@ -42,7 +42,11 @@ def test_variants_and_devices_are_read(tmp_path: Path) -> None:
     assert manifest.name == "demo"
     assert list(manifest.variants) == ["cpu-fp32", "cpu-w8a16-rtn"]
     assert manifest.devices["board"]["session"] == {"intra_op_num_threads": 3}
-    assert manifest.devices["this-machine"] == {"variant": "cpu-fp32", "session": None}
+    assert manifest.devices["this-machine"] == {
+        "variant": "cpu-fp32",
+        "session": None,
+        "machine": None,
+    }
     assert choose_variant(manifest, None, "board").name == "cpu-w8a16-rtn"
     assert choose_variant(manifest, "cpu-fp32", "board").name == "cpu-fp32"
 

@@ -19,10 +19,9 @@ from edgetune.report.schema.provenance import (
 from edgetune.report.schema.read import load_report, parse_report
 from edgetune.report.schema.speed import Latency, LatencySide, SideCost
 from edgetune.report.schema.survival import ModuleSurvival
-from edgetune.report.schema.whole import SCHEMA_VERSION, Check, CheckVerdict, Report, Verdict
+from edgetune.report.schema.whole import Check, CheckVerdict, Report, Verdict
 
 __all__ = [
-    "SCHEMA_VERSION",
     "Check",
     "CheckVerdict",
     "GraphModule",

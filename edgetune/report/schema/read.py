@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from pydantic import ValidationError
 
 from edgetune.errors import InputRefusedError
 from edgetune.files import is_file, is_folder
-from edgetune.report.schema.whole import SCHEMA_VERSION, Report
+from edgetune.report.plain import SCHEMA_VERSION, not_finite
+from edgetune.report.schema.whole import Report
 
 _MOST_BYTES = 64 << 20
 
 
 def parse_report(value: Mapping[str, Any], where: str = "report") -> Report:
     """A report from its JSON value. Raises InputRefusedError naming what is unfit."""
-    if (place := _not_finite(value, "")) is not None:
+    if (place := not_finite(value, "")) is not None:
         msg = f"{where}: {place} is not a finite number"
         raise InputRefusedError(msg, "measure again: no figure of a report may be NaN or infinite")
     version = value.get("schema_version", SCHEMA_VERSION)
@@ -68,24 +68,6 @@ def load_report(path: Path) -> Report:
     except RecursionError as why:
         msg = f"{path}: nested too deep, no report is"
         raise InputRefusedError(msg, "make the report again with `edgetune validate`") from why
-
-
-def _not_finite(value: Any, place: str) -> str | None:
-    """Where in a JSON value a number is NaN or infinite (1e999 reads as infinite, and so does a
-    whole number that no float holds), or null."""
-    if isinstance(value, int | float):
-        return None if abs(value) <= sys.float_info.max else place or "the document"
-    if isinstance(value, Mapping):
-        children = value.items()
-    elif isinstance(value, list | tuple):
-        children = enumerate(value)  # type: ignore[assignment]
-    else:
-        return None
-    for key, child in children:
-        found = _not_finite(child, f"{place}.{key}" if place else str(key))
-        if found is not None:
-            return found
-    return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

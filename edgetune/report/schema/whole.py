@@ -14,7 +14,6 @@ from edgetune.report.schema.provenance import GraphWeights, Provenance
 from edgetune.report.schema.speed import Cost, Latency, Providers, Size
 from edgetune.report.schema.survival import Survival
 
-SCHEMA_VERSION = 1
 VERDICTS = ("pass", "fail", "inconclusive")
 Verdict = Literal["pass", "fail", "inconclusive"]
 CheckVerdict = Literal["pass", "fail", "inconclusive", "not measured"]

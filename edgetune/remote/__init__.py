@@ -1,0 +1,1 @@
+"""A package checked on a device that is reached by ssh."""
