@@ -29,12 +29,13 @@ from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.checkpoint.graph_weights import Piece, blocks_of, pieces_of, read_matrices
 from edgetune.checkpoint.tensors import Rows, load_rows
 from edgetune.errors import StepFailedError
-from edgetune.optimize.widths import Width, Widths
+from edgetune.optimize.widths import NF4, Width, Widths
 
 # Rounding to nearest is off by half a step, and by one where the largest of a group is cut.
 _MOST_STEPS = 1.01
-# Others move a weight further to make up for its neighbours' errors.
-_TO_NEAREST = ("rtn",)
+# Others cut more, or move a weight further to make up for its neighbours' errors; but none by as
+# much as the weights themselves.
+_TO_NEAREST = ("rtn", NF4)
 _EMBEDDING = "model.embed_tokens"
 
 
@@ -65,9 +66,10 @@ def survival(
     for number, module in enumerate(sorted(shapes), 1):
         progress(f"what is left of the fine-tune: module {number} of {len(shapes)}")
         pieces, own = pieces_of(module, shapes, matrices), find(module)
-        if own is None or (module == _EMBEDDING and "lm_head" in shapes):
-            continue  # an embedding of its own stays in float32
-        width = widths.of("lm_head" if module == _EMBEDDING else module)
+        if own is None:
+            continue
+        tied = module == _EMBEDDING and "lm_head" not in shapes
+        width = widths.of("lm_head" if tied else module)
         if not width.quantized:
             continue
         if not pieces:
@@ -97,7 +99,7 @@ def _of_module(
 ) -> dict[str, Any] | None:
     """One module's figures; None where nothing was changed in it."""
     entry = merged.tensors[f"{module}.weight"]
-    weight = delta = noise = 0.0
+    weight = delta = noise = all_noise = all_weight = 0.0
     below = count = 0
     steps: list[torch.Tensor] = []
     for start, quantized, step in blocks_of(pieces):
@@ -106,8 +108,8 @@ def _of_module(
         error = quantized - exact
         nearest = width.algorithm in _TO_NEAREST
         if nearest and bool((error.abs() > _MOST_STEPS * step + 1e-30).any()):
-            msg = f"{module}: the graph's weights are not those of the merged checkpoint, quantized"
-            raise StepFailedError(msg, "this is an error in edgetune; please report it")
+            raise _other_weights(module)
+        all_noise, all_weight = all_noise + _squares(error), all_weight + _squares(exact)
         # Rows beyond the base's are of new tokens.
         known = max(0, min(stop, base_rows) - start)
         own = base(start, start + known)
@@ -118,6 +120,8 @@ def _of_module(
         below += int((change.abs() < step[:known] / 2).sum())
         count += change.numel()
         steps.append(step[:known].flatten()[:: max(1, step.numel() // 65536)])
+    if all_noise > all_weight:
+        raise _other_weights(module)
     if not delta:
         return None
     return {
@@ -128,6 +132,11 @@ def _of_module(
         "below_step": _digits(below / count),
         "snr": _digits(math.sqrt(delta / noise)) if noise else None,
     }
+
+
+def _other_weights(module: str) -> StepFailedError:
+    msg = f"{module}: the graph's weights are not those of the merged checkpoint, quantized"
+    return StepFailedError(msg, "this is an error in edgetune; please report it")
 
 
 def _squares(values: torch.Tensor) -> float:
