@@ -157,13 +157,14 @@ def test_an_embedding_of_its_own(
     weight = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0))
     tensors = tensors_of("model.embed_tokens.weight", weight, Width(bits, group, "rtn", symmetric))
     packed = tensors[0]
-    flat = numpy_helper.from_array(np.array([8, -1], dtype=np.int64), "flat")
+    shape = numpy_helper.from_array(np.array([8, -1], dtype=np.int64))
+    flat = helper.make_node("Constant", [], ["flat"], value=shape)
     reshape = helper.make_node("Reshape", [packed.name, "flat"], ["rows"])
     node = helper.make_node(
         "GatherBlockQuantized", ["rows", "x", *(tensor.name for tensor in tensors[1:])], ["y"],
         domain="com.microsoft", bits=bits, block_size=group, gather_axis=0, quantize_axis=1,
     )  # fmt: skip
-    save(tmp_path, node, ("x", TensorProto.INT64, [None]), [*tensors, flat], None, reshape)
+    save(tmp_path, node, ("x", TensorProto.INT64, [None]), tensors, None, flat, reshape)
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (rows,) = session.run(None, {"x": np.arange(8)})
     shapes = {"model.embed_tokens": (8, inputs), "lm_head": (8, inputs)}

@@ -105,6 +105,7 @@ def test_rules_that_go_by_layers_need_their_number() -> None:
         make_widths(SCHEMES["w4a16-kquant-mixed"])
 
 
+@pytest.mark.line
 @pytest.mark.parametrize("layers", [1, 2, 4, 24, 30, 32])
 def test_sensitive_layers_are_the_builders(layers: int) -> None:
     from onnxruntime_genai.models.builders.base import Model
