@@ -184,7 +184,7 @@ def test_an_embedding_of_its_own_has_its_width(tmp_path: Path) -> None:
     eight = make_widths(SCHEMES["w8a16-rtn"])
     with pytest.raises(StepFailedError, match="the width of the embedding is w4-g32, wanted w8"):
         read_back(folder, wanted, eight, MODULES)
-    with pytest.raises(StepFailedError, match="embedding is int4, wanted float32"):
+    with pytest.raises(StepFailedError, match="the width of the embedding is w4-g32, wanted fp32"):
         read_back(folder, WANTED, EIGHT, MODULES)
     shared = make_expectations(SCHEMES["w8a16-rtn"], eight, tied=True)
     with pytest.raises(StepFailedError, match="is int4, wanted int8, shared with the head"):
