@@ -74,9 +74,10 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
         own = {widths.of(f"{block}.{projection}") for projection in _PROJECTIONS}
         # A joint projection of the checkpoint has one width.
         joint = f"{block}.qkv_proj" in self.checkpoint_modules
-        # A MatMulBnb4 after attention over packed projections: "ShapeInferenceError", untrue.
-        same = len(own) == 1 and all(width.algorithm != NF4 for width in own)
-        return bool(is_packable(self, layer_id, attention)) and (joint or same)
+        # The builder keeps the keys and values of a layer before it whose projections were three
+        # products, and would give them to this one's attention.
+        self.attention_attrs |= {"k_path": "", "v_path": ""}
+        return bool(is_packable(self, layer_id, attention)) and (joint or len(own) == 1)
 
     def share_embedding(self: Any, config: Any) -> None:  # noqa: ARG001
         wanted = bool(self.extra_options.get("shared_embeddings")) and not (

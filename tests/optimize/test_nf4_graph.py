@@ -80,7 +80,8 @@ def test_what_no_adapter_changed_is_bit_for_bit_as_trained(
         kept += not eight
     assert kept == 12
     told = facts["0"]["read_back"]
-    assert (told["nf4_matmuls"], told["quantized_matmuls"]) == (12, 15)
+    # Of the layer without a change the three projections of attention are one product.
+    assert (told["nf4_matmuls"], told["quantized_matmuls"]) == (10, 13)
     assert (told["weight_bits"], told["embedding"]) == ([4, 8], "int8")
     survived = facts["0"]["survival"]
     assert survived["not_found"] == []
