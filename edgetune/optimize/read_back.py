@@ -87,7 +87,7 @@ def _width_of(node: Any, constants: Mapping[str, Any]) -> str:
     if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
         from onnx import TensorProto
 
-        name = TensorProto.DataType.Name(constants[node.input[1]].data_type)
+        name: str = TensorProto.DataType.Name(constants[node.input[1]].data_type)
         return {"FLOAT": "fp32", "FLOAT16": "fp16"}.get(name, name.lower())
     symmetric = not (len(node.input) > 3 and node.input[3])
     return _shown(Width(_attribute(node, "bits", 4), group, "rtn", symmetric))

@@ -48,7 +48,7 @@ def _best_grid(values: torch.Tensor, most: int) -> Grid:
         error = _error(values, weights, grid)
         better = error < least
         least = torch.where(better, error, least)
-        best = tuple(torch.where(better, a, b) for a, b in zip(grid, best, strict=True))  # type: ignore[assignment]
+        best = tuple(torch.where(better, a, b) for a, b in zip(grid, best, strict=True))
     return best
 
 
