@@ -188,7 +188,7 @@ def test_an_embedding_of_its_own_has_its_width(tmp_path: Path) -> None:
         read_back(folder, WANTED, EIGHT, MODULES)
     shared = make_expectations(SCHEMES["w8a16-rtn"], eight, tied=True)
     with pytest.raises(StepFailedError, match="is int4, wanted int8, shared with the head"):
-        read_back(folder, shared, eight, MODULES)
+        read_back(folder, shared, widths, MODULES)
 
 
 def test_nf4_is_told_from_other_products(tmp_path: Path) -> None:
