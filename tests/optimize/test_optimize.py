@@ -228,9 +228,9 @@ def test_the_graph_computes_with_the_weights_that_are_read_back(
     edit_tensors(read / "model.safetensors", as_read)
     pairs = [[str(read), str(folder)], [str(source), str(folder)]]
     ours, exact = run("measure_parity", {"pairs": pairs}, tmp_path / "p").values()
-    assert ours[0] / ours[1] < 0.03
+    assert ours[0] / ours[1] < 0.08
     if "w4" in scheme:
-        assert exact[0] > 3 * ours[0]
+        assert exact[0] > 5 * ours[0]
 
 
 def test_a_shared_embedding_at_8_bits_is_the_heads(
