@@ -14,6 +14,7 @@ from edgetune.checkpoint.header import FLOAT_DTYPES, TensorEntry
 from edgetune.checkpoint.peft_types import label_of
 from edgetune.errors import InputRefusedError
 from edgetune.optimize.forms.decoder import export_problem
+from edgetune.optimize.schemes import SCHEMES
 from edgetune.runtime.describe import describe_package
 from edgetune.step import is_ours
 
@@ -106,9 +107,13 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "dtypes": sorted({t.dtype for t in checkpoint.tensors.values()}),
         "parameters": sum(_count(t.shape) for t in checkpoint.tensors.values()),
         "weight_bytes": checkpoint.weight_bytes,
-        "fits": "text-generation; CPU schemes fp32, w8a16-rtn, w4a16-rtn" if not reason else None,
+        "fits": f"text-generation; CPU schemes {_cpu_schemes()}" if not reason else None,
         "problems": [reason] if reason else [],
     }
+
+
+def _cpu_schemes() -> str:
+    return ", ".join(n for n, row in SCHEMES.items() if "CPUExecutionProvider" in row.providers)
 
 
 def _quantization(checkpoint: CheckpointFolder) -> str | None:

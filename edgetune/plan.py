@@ -21,10 +21,11 @@ from edgetune.estimates import Estimates, build_memory_bytes, estimate, room_pro
 from edgetune.files import read_json
 from edgetune.host import Host
 from edgetune.optimize.forms.decoder import export_problem
-from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
-from edgetune.optimize.widths import Widths, unused_rules
+from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
+from edgetune.optimize.widths import Widths
 from edgetune.providers import check_kernels, find_provider
 from edgetune.recipe import Recipe
+from edgetune.storage import plan_widths, storage_problems
 
 # Of the memory that is free when a build is planned: others will want some.
 _HELD = 0.9
@@ -135,7 +136,12 @@ class Plan:
     @property
     def widths(self) -> Widths:
         """How each module's weight is stored."""
-        return make_widths(self.scheme, self.group_size, self.recipe.protect)
+        return _widths(self.recipe, self.scheme, self.group_size, self.inputs)
+
+
+def _widths(recipe: Recipe, scheme: Scheme, group_size: int | None, inputs: Inputs) -> Widths:
+    adapters = (entry.adapter for entry in inputs.adapters)
+    return plan_widths(recipe, scheme, group_size, inputs.base, adapters)
 
 
 def merges_onto(recipe: Recipe, inputs: Inputs) -> tuple[str, ...]:
@@ -161,18 +167,18 @@ def make_plan(
     try:
         scheme, group_size = parse_scheme(recipe.scheme, recipe.group_size)
         provider = find_provider(device.providers[0].name).EXECUTION_PROVIDER
-        widths = make_widths(scheme, group_size, recipe.protect)
+        widths = _widths(recipe, scheme, group_size, inputs)
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
         raise PlanError(found) from why
     layered = build_memory_bytes(inputs.base) > _HELD * free_memory_bytes
     adapted = bool(inputs.adapters)
     onto = merges_onto(recipe, inputs)
-    found.extend(_protect_problems(recipe, scheme, widths, inputs.base))
+    found.extend(storage_problems(recipe, scheme, widths, inputs.base, onto))
     estimates = estimate(inputs.base, widths, adapted=adapted, layered=layered, merges=len(onto))
     found.extend(room_problems(device, estimates, free_disk_bytes))
     try:
-        check_kernels(provider, scheme.name, scheme.precision)
+        check_kernels(provider, scheme.name, scheme.needs)
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
     if found:
@@ -257,24 +263,6 @@ def _input_problems(inputs: Inputs) -> Iterator[Problem]:
                 "name it once, with a weight in a recipe",
             )
         seen[digest] = entry
-
-
-def _protect_problems(
-    recipe: Recipe, scheme: Scheme, widths: Widths, base: CheckpointFolder
-) -> Iterator[Problem]:
-    """Protecting where nothing is at risk, or what the model does not have."""
-    if recipe.protect and scheme.algorithm is None:
-        yield Problem(
-            f"the scheme {scheme.name} quantizes nothing, so it has nothing to protect",
-            "leave `protect` out, or choose another scheme",
-        )
-    modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
-    for words in unused_rules(widths, [*modules, "lm_head"]):
-        if words in recipe.protect:
-            yield Problem(
-                f"protect: no module of {base.path} is called {words!r}",
-                "name modules as config files of adapters do: v_proj, mlp.down_proj, lm_head",
-            )
 
 
 def _tokenizer_of(inputs: Inputs) -> tuple[Path, tuple[str, ...]]:

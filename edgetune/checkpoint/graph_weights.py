@@ -4,23 +4,26 @@ onnxruntime-genai's builder joins attention's three projections into one product
 joint gate and up projection into two; here each module gets its rows again. The graph's structure
 is read whole, its data a block of rows at a time. A MatMulNBits stores codes of 4 or 8 bits, one
 scale s and perhaps one zero point z for each group of a row: a weight is (code − z) · s, where z is
-2^(bits−1) if none is stored, so |s| is the step.
+2^(bits−1) if none is stored, so |s| is the step. A GatherBlockQuantized stores an embedding of its
+own likewise. A MatMulBnb4 stores NF4 codes: a weight is the code's value times s.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from edgetune.checkpoint.nf4 import NF4_STEPS, nf4_codes, nf4_values
 from edgetune.errors import StepFailedError
 
-_NAME = ".MatMul.weight_Q"
+_NAME = ".MatMul.weight_"
+_EMBEDDING = "model.embed_tokens"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 # 2 MB of float32: what is done with a block stays in the processor's cache.
 _BLOCK_VALUES = 1 << 19
@@ -37,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class GraphMatrix:
-    """A quantized matrix [outputs, inputs] of the graph."""
+    """A quantized matrix [outputs, inputs] of the graph; `nf4`: its codes are NF4's."""
 
     outputs: int
     inputs: int
@@ -46,6 +49,7 @@ class GraphMatrix:
     codes: Place
     scales: Place
     zero_points: Place | None = None
+    nf4: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,19 +69,31 @@ def read_matrices(folder: Path) -> dict[str, GraphMatrix]:
     graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     found: dict[str, GraphMatrix] = {}
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
     for node in graph.node:
-        if node.op_type != "MatMulNBits" or _NAME not in node.input[1]:
-            continue
-        zeros = node.input[3] if len(node.input) > 3 else ""
         number = {attribute.name: int(attribute.i) for attribute in node.attribute}
-        found[node.input[1].partition(_NAME)[0]] = GraphMatrix(
+        if node.op_type == "GatherBlockQuantized":
+            codes = sources.get(node.input[0], node.input[0])
+            name, shape = codes.partition(".weight_")[0], tensors[codes].dims
+            if name != _EMBEDDING:
+                continue  # the head's, which is read there
+            # A last short group is filled up: how long the rows are is not said here.
+            number |= {"N": shape[0], "K": shape[1] * number["block_size"]}
+            inputs = [codes, *node.input[2:]]
+        elif node.op_type in ("MatMulNBits", "MatMulBnb4") and _NAME in node.input[1]:
+            name, inputs = node.input[1].partition(_NAME)[0], list(node.input[1:])
+        else:
+            continue
+        zeros = inputs[2] if len(inputs) > 2 else ""
+        found[name] = GraphMatrix(
             outputs=number["N"],
             inputs=number["K"],
             bits=number.get("bits", 4),
             group_size=number["block_size"],
-            codes=_place(folder, tensors[node.input[1]]),
-            scales=_place(folder, tensors[node.input[2]]),
+            codes=_place(folder, tensors[inputs[0]]),
+            scales=_place(folder, tensors[inputs[1]]),
             zero_points=_place(folder, tensors[zeros]) if zeros else None,
+            nf4=node.op_type == "MatMulBnb4",
         )
     return found
 
@@ -107,8 +123,12 @@ def pieces_of(
     """
     rows = shapes[module][0]
     name = module.replace(".self_attn.", ".attn.")
-    if module == "model.embed_tokens" and "lm_head" not in shapes:
+    if module == _EMBEDDING and "lm_head" not in shapes:
         name = "lm_head"  # tied: the head's matrix serves both
+    elif module == _EMBEDDING and module in matrices:
+        filled, size = matrices[module], matrices[module].group_size
+        if filled.inputs == -(-shapes[module][1] // size) * size:
+            matrices = {module: replace(filled, inputs=shapes[module][1])}
     parent, _, leaf = name.rpartition(".")
     pieces: list[Piece] = []
     if name in matrices:
@@ -148,6 +168,11 @@ def _rows(matrix: GraphMatrix, start: int, stop: int) -> tuple[torch.Tensor, tor
     width = groups * (matrix.group_size * matrix.bits // 8)
     packed = _read(matrix.codes, np.uint8, start * width, (stop - start) * width)
     scales = _read(matrix.scales, np.float32, start * groups, (stop - start) * groups)
+    if matrix.nf4:
+        groups_packed = packed.reshape(stop - start, groups, -1)
+        values = torch.from_numpy(nf4_values(groups_packed, scales.reshape(stop - start, groups)))
+        steps = NF4_STEPS[nf4_codes(groups_packed)] * scales.reshape(stop - start, groups, 1)
+        return values.flatten(1), torch.from_numpy(steps).flatten(1)
     if matrix.bits == 4:
         # The lower half of a byte is the earlier weight.
         both = np.empty((packed.size, 2), dtype=np.uint8)

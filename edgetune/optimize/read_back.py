@@ -11,11 +11,13 @@ from typing import Any
 
 from edgetune.checkpoint.graph_weights import places_of
 from edgetune.errors import StepFailedError
-from edgetune.optimize.widths import FLOAT, Widths
+from edgetune.optimize.widths import NF4, Width, Widths
 
 _ONNX_RUNTIME = "com.microsoft"
 DATA = "model.onnx.data"
 WEIGHT = ".MatMul.weight"
+_QUANTIZED = ("MatMulNBits", "MatMulBnb4")
+_PRODUCTS = ("MatMul", "Gemm", *_QUANTIZED)
 # Operators that may stand between the head's product and the logits.
 _AFTER_HEAD = ("Add", "Cast", "Div", "Mul", "Tanh", "Where")
 
@@ -27,8 +29,8 @@ def read_back(
 
     `wanted` is `forms.decoder.make_expectations`, `modules` are the checkpoint's. Returns what was
     found of the same keys, and `weight_bits`, `group_size`, `symmetric`, `quantized_matmuls`,
-    `float_matmuls` (products with a constant weight), `opset`. Raises StepFailedError naming
-    option, wanted and found.
+    `nf4_matmuls` of them, `float_matmuls` (products with a constant weight), `opset`. Raises
+    StepFailedError naming option, wanted and found.
     """
     import onnx
 
@@ -43,38 +45,52 @@ def read_back(
 
 def check_described(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise StepFailedError for the first option that did not take effect."""
+    only_nf4 = found["quantized_matmuls"] == found["nf4_matmuls"] > 0
     for option, value in wanted.items():
+        if option == "accuracy_level" and only_nf4:
+            continue  # their operator has none
         _require(found[option] == value, option, value, found[option])
 
 
 def check_products(graph: Any, widths: Widths, modules: Collection[str]) -> None:
-    """Raise StepFailedError for a product with a constant matrix that has not its module's width,
-    and where there is no such product at all."""
-    constants = {tensor.name for tensor in graph.initializer}
+    """Raise StepFailedError for a product with a constant matrix, or an embedding of its own, that
+    has not its module's width, and where there is no such product at all."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     seen = 0
     for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm", "MatMulNBits") or node.input[1] not in constants:
+        if node.op_type not in _PRODUCTS or node.input[1] not in constants:
             continue
         product = str(node.input[1]).partition(WEIGHT)[0]
         rows = [_attribute(node, "N", 0)]
         wanted = widths.of(places_of(product, rows, modules)[0][0])
-        text, found = wanted.name, _width_of(node)
-        if wanted.quantized:
-            text = _shown(wanted.bits, wanted.group_size, symmetric=wanted.symmetric)
-        _require(found == text, f"the width of {product}", text, found)
+        found = _width_of(node, constants)
+        _require(found == _shown(wanted), f"the width of {product}", _shown(wanted), found)
         seen += 1
     _require(seen > 0, "the number of products", "at least one", 0)
+    lookup = _lookup(graph)
+    if lookup is not None and lookup.op_type == "GatherBlockQuantized":
+        shared = _shares_head(graph, lookup)
+        module = "lm_head" if shared else "model.embed_tokens"
+        text, found = _shown(widths.of(module)), _width_of(lookup, constants)
+        _require(found == text, "the width of the embedding", text, found)
 
 
-def _shown(bits: int, group_size: int | None, *, symmetric: bool) -> str:
-    return f"w{bits}-g{group_size}{'' if symmetric else ' with zero points'}"
+def _shown(width: Width) -> str:
+    return f"{width.name}{'' if width.symmetric else ' with zero points'}"
 
 
-def _width_of(node: Any) -> str:
-    if node.op_type != "MatMulNBits":
-        return FLOAT.name
+def _width_of(node: Any, constants: Mapping[str, Any]) -> str:
+    group = _attribute(node, "block_size")
+    if node.op_type == "MatMulBnb4":
+        kind = _attribute(node, "quant_type")
+        return _shown(Width(4, group, NF4 if kind == 1 else f"kind {kind}"))
+    if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
+        from onnx import TensorProto
+
+        name: str = TensorProto.DataType.Name(constants[node.input[1]].data_type)
+        return {"FLOAT": "fp32", "FLOAT16": "fp16"}.get(name, name.lower())
     symmetric = not (len(node.input) > 3 and node.input[3])
-    return _shown(_attribute(node, "bits", 4), _attribute(node, "block_size"), symmetric=symmetric)
+    return _shown(Width(_attribute(node, "bits", 4), group, "rtn", symmetric))
 
 
 def _require(holds: bool, option: str, wanted: Any, found: Any) -> None:
@@ -90,15 +106,17 @@ def describe_graph(graph: Any) -> dict[str, Any]:
     A value on which the products differ is the sorted list of what occurs.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    products = [n for n in graph.node if n.op_type == "MatMulNBits" and n.domain == _ONNX_RUNTIME]
+    quantized = [n for n in graph.node if n.op_type in _QUANTIZED and n.domain == _ONNX_RUNTIME]
+    products = [n for n in quantized if n.op_type == "MatMulNBits"]
     floats = [n for n in graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in constants]
     return {
-        "weight_bits": _one(_attribute(n, "bits", 4) for n in products),
-        "group_size": _one(_attribute(n, "block_size") for n in products),
+        "weight_bits": _one(_attribute(n, "bits", 4) for n in quantized),
+        "group_size": _one(_attribute(n, "block_size") for n in quantized),
         "accuracy_level": _one(_attribute(n, "accuracy_level", 0) for n in products),
         "symmetric": _one(not (len(n.input) > 3 and n.input[3]) for n in products),
         "last_token_head": _has_last_token_head(graph),
-        "quantized_matmuls": len(products),
+        "quantized_matmuls": len(quantized),
+        "nf4_matmuls": len(quantized) - len(products),
         "float_matmuls": len(floats),
         "embedding": _embedding(graph, constants),
     }
@@ -121,7 +139,7 @@ def _has_last_token_head(graph: Any) -> bool:
     node = producers.get("logits")
     while node is not None and node.op_type in _AFTER_HEAD:
         node = next((producers[n] for n in node.input if n in producers), None)
-    if node is None or node.op_type not in ("MatMul", "MatMulNBits"):
+    if node is None or node.op_type not in _PRODUCTS:
         return False
     unsqueeze = producers.get(node.input[0])
     if unsqueeze is None or unsqueeze.op_type != "Unsqueeze":
@@ -148,18 +166,31 @@ def _embedding(graph: Any, constants: Mapping[str, Any]) -> str:
     """How the token embedding is stored: `float32`, `int4`, …, with `, shared with the head`."""
     from onnx import TensorProto
 
-    producers = {name: node for node in graph.node for name in node.output}
-    for node in graph.node:
-        if "input_ids" not in list(node.input):
-            continue
-        if node.op_type == "GatherBlockQuantized":
-            return f"int{_attribute(node, 'bits', 4)}, shared with the head"
-        if node.op_type == "Gather" and node.input[0] in constants:
-            name: str = TensorProto.DataType.Name(constants[node.input[0]].data_type)
-            return {"FLOAT": "float32"}.get(name, name.lower())
-        if node.op_type == "Gather" and producers[node.input[0]].op_type == "Transpose":
-            return "float32, shared with the head"
-    return "none"
+    node = _lookup(graph)
+    if node is None:
+        return "none"
+    if node.op_type == "GatherBlockQuantized":
+        shared = ", shared with the head" if _shares_head(graph, node) else ""
+        return f"int{_attribute(node, 'bits', 4)}{shared}"
+    if node.input[0] in constants:
+        name: str = TensorProto.DataType.Name(constants[node.input[0]].data_type)
+        return {"FLOAT": "float32"}.get(name, name.lower())
+    turned = {name for n in graph.node if n.op_type == "Transpose" for name in n.output}
+    return "float32, shared with the head" if node.input[0] in turned else "none"
+
+
+def _lookup(graph: Any) -> Any:
+    """The node that looks tokens up in the embedding."""
+    kinds = ("Gather", "GatherBlockQuantized")
+    found = (n for n in graph.node if n.op_type in kinds and "input_ids" in list(n.input))
+    return next(found, None)
+
+
+def _shares_head(graph: Any, lookup: Any) -> bool:
+    """Whether a quantized embedding is the head's own matrix, which it reads through a Reshape."""
+    weights = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Reshape"}
+    name = weights.get(lookup.input[0], lookup.input[0])
+    return any(name == n.input[1] for n in graph.node if n.op_type == "MatMulNBits")
 
 
 def _check_data(graph: Any, folder: Path) -> None:

@@ -1,21 +1,40 @@
 """Quantization schemes, one row each; standard library only, for the plan reads it.
 
-A name says the bits of weights (w) and activations (a) and the algorithm; `rtn` is rounding to
-nearest, symmetric, with one float32 scale for each group of weights along the input dimension.
+A name says the bits of weights (w) and activations (a) and the algorithm (a file in
+optimize/rounding), with one float32 scale for each group of weights along the input dimension.
+What follows says which modules have 8 bits instead of 4: `h8` the head and the embedding, `mixed`
+also attention's projections and down_proj of some layers, `selective` v_proj and down_proj of all.
+docs/schemes.md has what each comes to.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from edgetune.errors import UsageError
-from edgetune.optimize.widths import FLOAT, Width, Widths, check_rule, parse_width
+from edgetune.optimize.widths import FLOAT, NF4, Width, Widths, check_rule, parse_width
 from edgetune.providers import PROVIDERS, find_provider
 
 _GROUP_SIZES = (16, 32, 64, 128, 256)
 DEFAULT_SCHEME = "w8a16-rtn"
+# In a rule: every layer that `sensitive_layers` names; every module that the adapters changed.
+LAYERS, CHANGED = "{sensitive}", "{changed}"
+
+Rules = tuple[tuple[str, str], ...]
+# An embedding of its own; one that is tied to the head is the head.
+_EMBEDDING_AT_8: Rules = (("embed_tokens", "w8"),)
+_HEAD_AT_8: Rules = (("lm_head", "w8"), *_EMBEDDING_AT_8)
+# Those of onnxruntime-genai's `k_quant_mixed`, which joins attention's three projections.
+_MIXED: Rules = tuple(
+    (f"layers.{LAYERS}.{module}", "w8")
+    for module in (
+        *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "qkv_proj")),
+        "mlp.down_proj",
+    )
+)
+_SELECTIVE: Rules = (("v_proj", "w8"), ("qkv_proj", "w8"), ("down_proj", "w8"))
 
 
 @dataclass(frozen=True)
@@ -34,31 +53,54 @@ class Scheme:
     # Whether a group has no zero point.
     symmetric: bool = True
     # Modules of another width, as `widths` writes them: (end of a module's name, width).
-    rules: tuple[tuple[str, str], ...] = ()
+    rules: Rules = ()
+    # What a provider must have kernels for, where that is more than the precision says.
+    kernels: str | None = None
     # Olive passes in order; `GenaiBuilder` is the project's own.
     passes: tuple[str, ...] = ("GenaiBuilder",)
 
     @property
     def providers(self) -> tuple[str, ...]:
         """Names of the execution providers with kernels, in ONNX Runtime's spelling."""
-        return tuple(name for name, row in PROVIDERS.items() if self.precision in row.PRECISIONS)
+        return tuple(name for name, row in PROVIDERS.items() if self.needs in row.PRECISIONS)
+
+    @property
+    def needs(self) -> str:
+        """What a provider must have kernels for, as `providers` names it."""
+        return self.kernels or self.precision
 
     def width(self, group_size: int | None = None) -> Width:
         """How it stores a module that has no width of its own."""
         if self.algorithm is None:
-            return FLOAT
+            return Width(self.weight_bits)
         group = group_size or self.group_size
         return Width(self.weight_bits, group, self.algorithm, self.symmetric)
+
+
+def _four_bits(name: str, algorithm: str, rules: Rules) -> Scheme:
+    symmetric = algorithm == "rtn"
+    return Scheme(name, 4, 32, _GROUP_SIZES, algorithm, "int4", 4, symmetric=symmetric, rules=rules)
 
 
 SCHEMES: dict[str, Scheme] = {
     row.name: row
     for row in (
         Scheme("fp32", 32, None, (), None, "fp32", None),
-        Scheme("w8a16-rtn", 8, 32, _GROUP_SIZES, "rtn", "int8", 4),
-        Scheme("w4a16-rtn", 4, 32, _GROUP_SIZES, "rtn", "int4", 4),
+        Scheme("fp16", 16, None, (), None, "fp16", None),
+        Scheme("w8a16-rtn", 8, 32, _GROUP_SIZES, "rtn", "int8", 4, rules=_EMBEDDING_AT_8),
+        _four_bits("w4a16-rtn", "rtn", _EMBEDDING_AT_8),
+        _four_bits("w4a16-rtn-h8", "rtn", _HEAD_AT_8),
+        _four_bits("w4a16-kquant", "kquant", _EMBEDDING_AT_8),
+        _four_bits("w4a16-kquant-h8", "kquant", _HEAD_AT_8),
+        _four_bits("w4a16-kquant-mixed", "kquant", _HEAD_AT_8 + _MIXED),
+        _four_bits("w4a16-kquant-selective", "kquant", _HEAD_AT_8 + _SELECTIVE),
+        _four_bits("w4a16-hqq", "hqq", _EMBEDDING_AT_8),
+        Scheme(
+            "nf4a16", 4, 64, (64,), NF4, "int4", 4, kernels="nf4",
+            rules=(("lm_head", "w8-g32"), ("embed_tokens", "w8-g32"), (CHANGED, "w8-g32")),
+        ),
     )
-}
+}  # fmt: skip
 
 
 def find_scheme(name: str) -> Scheme:
@@ -89,13 +131,50 @@ def check_group_size(scheme: Scheme, group_size: int | None) -> int | None:
 
 
 def make_widths(
-    scheme: Scheme, group_size: int | None = None, protect: Mapping[str, str] | None = None
+    scheme: Scheme,
+    group_size: int | None = None,
+    protect: Mapping[str, str] | None = None,
+    *,
+    layers: int = 0,
+    changed: Collection[str] = (),
 ) -> Widths:
     """The width of every module: a recipe's `protect` {end of a module's name: width} first, then
-    the scheme's own rules. Raises UsageError for a name, a width or a group size that is none."""
+    the scheme's own rules; an embedding of its own that none of them names stays a float.
+
+    `layers`: how many the model has; `changed`: modules that the adapters changed. Raises
+    UsageError for a name, a width or a group size that is none, ValueError for a scheme whose rules
+    go by layers when their number is not given.
+    """
     default = scheme.width(check_group_size(scheme, group_size))
-    words = [*(protect or {}).items(), *scheme.rules]
-    return Widths(default, tuple((check_rule(m), parse_width(w, default)) for m, w in words))
+    words = [*(protect or {}).items(), *_expanded(scheme.rules, layers, changed)]
+    rules = [(check_rule(module), parse_width(width, default)) for module, width in words]
+    if default.quantized:
+        rules.append(("embed_tokens", FLOAT))
+    return Widths(default, tuple(rules))
+
+
+def _expanded(rules: Rules, layers: int, changed: Collection[str]) -> Iterator[tuple[str, str]]:
+    for words, width in rules:
+        if words == CHANGED:
+            yield from ((module, width) for module in sorted(changed))
+        elif LAYERS in words:
+            if layers < 1:
+                msg = f"{words}: the number of layers is not known"
+                raise ValueError(msg)
+            for number in sensitive_layers(layers):
+                yield words.replace(LAYERS, str(number)), width
+        else:
+            yield words, width
+
+
+def sensitive_layers(layers: int) -> list[int]:
+    """Layers that llama.cpp's mixed types, and onnxruntime-genai's after them, give more bits: the
+    first and the last eighth, and every third between (`use_more_bits` in llama-quant.cpp)."""
+    eighth = layers / 8
+    return [
+        n for n in range(layers)
+        if n < eighth or n >= 7 * eighth or (n - round(eighth)) % 3 == 2
+    ]  # fmt: skip
 
 
 def variant_name(provider: str, scheme: str, group_size: int | None = None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from edgetune.optimize.rounding import Rounder
 from edgetune.optimize.rounding.block import Block
-from edgetune.optimize.widths import Width
+from edgetune.optimize.widths import NF4, Width
 
 # Of float32 values, where a matrix is worked on in blocks.
 _BLOCK_BYTES = 16 << 20
@@ -132,7 +133,8 @@ def quantized_tensors(
     `places`: the module of each part of the matrix and the part's first row in it; `name` itself
     where there are none. Names and layout are those of onnxruntime.quantization's
     DefaultWeightOnlyQuantizer. Scales and zero points are kept from making the packed weight until
-    they are asked for, so that each is made once when they are written in this order.
+    they are asked for, so that each is made once when they are written in this order. A MatMulBnb4
+    (NF4) takes both flat; the names are those of MatMulBnb4Quantizer.
     """
     assert width.group_size is not None
     groups = -(-matrix.inputs // width.group_size)
@@ -159,10 +161,15 @@ def quantized_tensors(
 
         return blocks
 
-    shape = (matrix.outputs, groups, width.group_size * width.bits // 8)
+    shape: tuple[int, ...] = (matrix.outputs, groups, width.group_size * width.bits // 8)
+    scales = shape[:2]
+    names = (f"{name}_Q{width.bits}", f"{name}_scales")
+    if width.algorithm == NF4:
+        shape, scales = (math.prod(shape),), (math.prod(scales),)
+        names = (f"{name}_Bnb4", f"{name}_absmax")
     tensors = [
-        Streamed(f"{name}_Q{width.bits}", ir.DataType.UINT8, shape, packed_blocks),
-        Streamed(f"{name}_scales", ir.DataType.FLOAT, shape[:2], kept_blocks("scales")),
+        Streamed(names[0], ir.DataType.UINT8, shape, packed_blocks),
+        Streamed(names[1], ir.DataType.FLOAT, scales, kept_blocks("scales")),
     ]
     if not width.symmetric:
         zeros = (matrix.outputs, -(-groups * width.bits // 8))

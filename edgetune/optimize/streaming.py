@@ -3,8 +3,9 @@
 Its `Model` loads the whole checkpoint, and quantizes a float32 copy of the whole graph: for a
 model of 0.5 billion parameters 4.4 GB, where 0.3 come out. The functions here take the place of
 the methods that do it. Rounded to nearest, the weights that they write have the same bytes
-(tested). Each module may have a width of its own, and the head's quantized weight serves a tied
-embedding at 8 bits too, where the builder knows that for 4 only.
+(tested). Each module may have a width of its own; the head's quantized weight serves a tied
+embedding at 8 bits too, where the builder knows that for 4 only; and an embedding of its own, which
+the builder leaves in float32, may be quantized.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from edgetune.optimize.streamed import (
     quantized_tensors,
     return_freed_memory,
 )
-from edgetune.optimize.widths import Widths
+from edgetune.optimize.widths import NF4, Width, Widths
 
-_HEAD = "lm_head"
+_HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 _WEIGHT = ".MatMul.weight"
+_NF4 = 1  # ONNX Runtime's number of it
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -47,7 +49,7 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
     make_initializer = model_class.make_initializer
     make_lookup = model_class.make_embedding_lookup
     is_packable = model_class.is_qkv_projection_packable
-    head = widths.of(_HEAD)
+    head, own_embedding = widths.of(_HEAD), widths.of(_EMBEDDING)
 
     def load_weights(self: Any, input_path: str) -> Any:
         return_freed_memory()
@@ -72,6 +74,9 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
         own = {widths.of(f"{block}.{projection}") for projection in _PROJECTIONS}
         # A joint projection of the checkpoint has one width.
         joint = f"{block}.qkv_proj" in self.checkpoint_modules
+        # The builder keeps the keys and values of a layer before it whose projections were three
+        # products, and would give them to this one's attention.
+        self.attention_attrs |= {"k_path": "", "v_path": ""}
         return bool(is_packable(self, layer_id, attention)) and (joint or len(own) == 1)
 
     def share_embedding(self: Any, config: Any) -> None:  # noqa: ARG001
@@ -81,18 +86,29 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
         self.tied_quantized_embeddings = wanted and head.quantized
         self.tied_unquantized_embeddings = wanted and not head.quantized
 
-    def shared_names(self: Any) -> tuple[int, str, str, str]:  # noqa: ARG001
-        name = f"{_HEAD}{_WEIGHT}"
-        zeros = "" if head.symmetric else f"{name}_zero_points"
-        return head.bits, f"{name}_Q{head.bits}", f"{name}_scales", zeros
+    def shared_names(self: Any) -> tuple[int, str, str, str]:
+        name, width = self.looked_up
+        zeros = "" if width.symmetric else f"{name}_zero_points"
+        return width.bits, f"{name}_Q{width.bits}", f"{name}_scales", zeros
 
-    def look_up(self: Any, *arguments: Any) -> Any:
-        before = self.quant_attrs["matmul_block_size"]
-        self.quant_attrs["matmul_block_size"] = head.group_size
+    def look_up(self: Any, embedding: Any, *rest: Any) -> Any:
+        tied = self.tied_quantized_embeddings, self.tied_unquantized_embeddings
+        self.looked_up, before = (f"{_HEAD}{_WEIGHT}", head), self.quant_attrs["matmul_block_size"]
+        if not any(tied) and own_embedding.quantized:
+            name = f"{_EMBEDDING}.weight"
+            source = Matrix((embedding.detach(),), self.mapped_files.release)
+            rounder = ROUNDERS[str(own_embedding.algorithm)]
+            places = ((_EMBEDDING, 0),)
+            for tensor in quantized_tensors(name, source, own_embedding, rounder, places):
+                _register(self, tensor)
+            # The builder looks an embedding up in a quantized weight where it is a tied one's.
+            self.looked_up, self.tied_quantized_embeddings = (name, own_embedding), True
+        self.quant_attrs["matmul_block_size"] = self.looked_up[1].group_size
         try:
-            return make_lookup(self, *arguments)
+            return make_lookup(self, embedding, *rest)
         finally:
             self.quant_attrs["matmul_block_size"] = before
+            self.tied_quantized_embeddings = tied[0]
 
     def quantize(self: Any) -> ir.Model:
         return quantize_products(self, widths)
@@ -110,8 +126,8 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
 
 
 def quantize_products(self: Any, widths: Widths) -> ir.Model:
-    """The builder's `to_nbits`: each product with a constant matrix becomes a MatMulNBits whose
-    weight is rounded when it is written, unless its width is a float one."""
+    """The builder's `to_nbits`: each product with a constant matrix becomes a MatMulNBits, or a
+    MatMulBnb4, whose weight is rounded when it is written, unless its width is a float one."""
     accuracy_level = self.quant_attrs["accuracy_level"]
     for node in self.model.graph:
         weight = node.inputs[1].const_value if node.op_type == "MatMul" else None
@@ -130,16 +146,25 @@ def quantize_products(self: Any, widths: Widths) -> ir.Model:
         node.resize_inputs(1 + len(tensors))
         for place, tensor in enumerate(tensors, 1):
             node.replace_input_with(place, _register(self, tensor))
-        node.op_type, node.domain = "MatMulNBits", "com.microsoft"
-        node.name = f"{node.name}_Q{width.bits}"
-        attributes = {"K": matrix.inputs, "N": matrix.outputs, "bits": width.bits}
-        attributes["block_size"] = width.group_size
-        if accuracy_level:
-            attributes["accuracy_level"] = accuracy_level
+        node.domain = "com.microsoft"
+        node.op_type, attributes = _operator_of(width, accuracy_level)
+        node.name = f"{node.name}_{'Bnb4' if width.algorithm == NF4 else f'Q{width.bits}'}"
+        attributes |= {"K": matrix.inputs, "N": matrix.outputs}
         for key, value in sorted(attributes.items()):
             node.attributes.add(ir.AttrInt64(key, value))
     model: ir.Model = self.model
     return model
+
+
+def _operator_of(width: Width, accuracy_level: int | None) -> tuple[str, dict[str, int | None]]:
+    """(operator of a product with a weight of this width, its attributes but the matrix's size)."""
+    attributes: dict[str, int | None] = {"block_size": width.group_size}
+    if width.algorithm == NF4:
+        return "MatMulBnb4", attributes | {"quant_type": _NF4}
+    attributes["bits"] = width.bits
+    if accuracy_level:
+        attributes["accuracy_level"] = accuracy_level
+    return "MatMulNBits", attributes
 
 
 def _register(builder: Any, tensor: Streamed) -> Any:

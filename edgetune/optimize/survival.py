@@ -30,12 +30,13 @@ from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.checkpoint.graph_weights import Piece, blocks_of, pieces_of, read_matrices
 from edgetune.checkpoint.tensors import Rows, load_rows
 from edgetune.errors import StepFailedError
-from edgetune.optimize.widths import Width, Widths
+from edgetune.optimize.widths import NF4, Width, Widths
 
 # Rounding to nearest is off by half a step, and by one where the largest of a group is cut.
 _MOST_STEPS = 1.01
-# Others move a weight further to make up for its neighbours' errors.
-_TO_NEAREST = ("rtn",)
+# Others cut more, or move a weight further to make up for its neighbours' errors; but none by as
+# much as the weights themselves.
+_TO_NEAREST = ("rtn", NF4)
 _EMBEDDING = "model.embed_tokens"
 _BLOCK_VALUES = 1 << 19
 
@@ -68,9 +69,10 @@ def survival(
         for number, module in enumerate(sorted(shapes), 1):
             progress(f"what is left of the fine-tune: module {number} of {len(shapes)}")
             pieces, own = pieces_of(module, shapes, matrices), find(module)
-            if own is None or (module == _EMBEDDING and "lm_head" in shapes):
-                continue  # an embedding of its own stays in float32
-            width = widths.of("lm_head" if module == _EMBEDDING else module)
+            if own is None:
+                continue
+            tied = module == _EMBEDDING and "lm_head" not in shapes
+            width = widths.of("lm_head" if tied else module)
             if not width.quantized:
                 continue
             if not pieces:
@@ -118,7 +120,7 @@ def _of_module(
 
     if not _is_changed(exact_rows, base, min(base_rows, entry.shape[0]), entry.shape[1]):
         return None
-    weight = delta = noise = 0.0
+    weight = delta = noise = all_noise = all_weight = 0.0
     below = count = 0
     steps: list[torch.Tensor] = []
     for start, quantized, step in blocks_of(pieces):
@@ -131,14 +133,16 @@ def _of_module(
         weight += _squares(own)
         delta += _squares(change)
         noise += _squares(error[:known])
+        all_noise, all_weight = all_noise + _squares(error), all_weight + _squares(exact)
         nearest = width.algorithm in _TO_NEAREST
         if nearest and float((error.abs_() - _MOST_STEPS * step).max()) > 1e-30:
-            msg = f"{module}: the graph's weights are not those of the merged checkpoint, quantized"
-            raise StepFailedError(msg, "this is an error in edgetune; please report it")
+            raise _other_weights(module)
         below += int(torch.count_nonzero(change.abs_().mul_(2) < step[:known]))
         count += change.numel()
         # A copy: a view would keep the whole block.
         steps.append(step[:known].flatten()[:: max(1, step.numel() // 8192)].clone())
+    if all_noise > all_weight:
+        raise _other_weights(module)
     if not delta:
         return None
     return {
@@ -160,6 +164,11 @@ def _is_changed(exact: Rows, base: Rows, rows: int, width: int) -> bool:
         if not torch.equal(exact(start, stop), base(start, stop)):
             return True
     return False
+
+
+def _other_weights(module: str) -> StepFailedError:
+    msg = f"{module}: the graph's weights are not those of the merged checkpoint, quantized"
+    return StepFailedError(msg, "this is an error in edgetune; please report it")
 
 
 def _squares(values: torch.Tensor) -> float:

@@ -3,7 +3,8 @@ own. Standard library only, for the plan reads it.
 
 A width is written `w4`, `w8-g64` or `fp32`. A rule names modules as PEFT's target_modules do: a
 whole dotted name or the end of one (`v_proj`, `mlp.down_proj`, `model.layers.3.mlp.down_proj`); of
-several rules that fit, the first counts. A head that is tied to the embedding is `lm_head`.
+several rules that fit, the first counts. A head that is tied to the embedding is `lm_head`; an
+embedding of its own is `embed_tokens`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from typing import Any
 
 from edgetune.errors import UsageError
 
-_FLOAT_BITS, _SCALE_BITS = 32, 32
+_SCALE_BITS = 32
+# 4-bit NormalFloat: the one algorithm whose codes are no evenly spaced numbers, and which has an
+# operator of its own.
+NF4 = "nf4"
 _WORDS = re.compile(r"fp32|w(?P<bits>4|8)(-g(?P<group>16|32|64|128|256))?")
 _RULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
 @dataclass(frozen=True)
 class Width:
-    """How one weight is stored: bits a value (32: float32), values of a row that share a scale,
-    who rounds them (a file in optimize/rounding), and whether a group has a zero point."""
+    """How one weight is stored: bits a value (32 and 16 without an algorithm: floats), values of a
+    row that share a scale, who rounds them (a file in optimize/rounding), and whether a group has
+    no zero point."""
 
     bits: int
     group_size: int | None = None
@@ -37,8 +42,10 @@ class Width:
 
     @property
     def name(self) -> str:
-        """`w4-g32`, `fp32`."""
-        return f"w{self.bits}-g{self.group_size}" if self.quantized else "fp32"
+        """`w4-g32`, `nf4-g64`, `fp32`."""
+        if not self.quantized:
+            return f"fp{self.bits}"
+        return f"{self.algorithm if self.algorithm == NF4 else f'w{self.bits}'}-g{self.group_size}"
 
     def stored_bytes(self, outputs: int, inputs: int) -> tuple[int, int]:
         """(bytes of a matrix, those of its scales, which the first include): groups are filled up,
@@ -51,7 +58,7 @@ class Width:
         return outputs * groups * self.group_size * self.bits // 8 + scales + zeros, scales
 
 
-FLOAT = Width(_FLOAT_BITS)
+FLOAT = Width(32)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ def parse_width(words: str, default: Width) -> Width:
     if found["bits"] is None:
         return FLOAT
     group = int(found["group"]) if found["group"] else default.group_size or 32
-    return Width(int(found["bits"]), group, default.algorithm or "rtn", default.symmetric)
+    algorithm = "rtn" if default.algorithm in (None, NF4) else default.algorithm
+    return Width(int(found["bits"]), group, algorithm, default.symmetric)
 
 
 def check_rule(words: str) -> str:

@@ -21,7 +21,7 @@ def make_workflow(scheme: Scheme, widths: Widths, provider: str) -> dict[str, An
 
     `widths`: of the modules. Raises UsageError when the provider has no kernels for the scheme.
     """
-    check_kernels(provider, scheme.name, scheme.precision)
+    check_kernels(provider, scheme.name, scheme.needs)
     accelerator = {
         "device": find_provider(provider).DEVICE_KIND,
         "execution_providers": [provider],

@@ -31,7 +31,8 @@ class Provider(Protocol):
 
     @property
     def PRECISIONS(self) -> tuple[str, ...]:
-        """The builder's precisions that have kernels; a scheme of another one is refused."""
+        """The builder's precisions that have kernels, and `nf4` where MatMulBnb4 has one; a scheme
+        that needs another one is refused."""
 
 
 _FILES = sorted(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__))
@@ -57,4 +58,5 @@ def check_kernels(provider: str, scheme: str, precision: str) -> None:
     row = find_provider(provider)
     if precision not in row.PRECISIONS:
         msg = f"{provider} has no kernels for the scheme {scheme} ({precision})"
-        raise UsageError(msg, f"it runs {', '.join(row.PRECISIONS)}; choose another scheme")
+        hint = f"it runs {', '.join(row.PRECISIONS)}: choose a scheme of these, such as w8a16-rtn"
+        raise UsageError(msg, hint)

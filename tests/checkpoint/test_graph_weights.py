@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,10 +21,11 @@ from edgetune.checkpoint.graph_weights import (
     read_matrices,
     whole_weight,
 )
+from edgetune.checkpoint.nf4 import NF4_CODES
 from edgetune.errors import StepFailedError
+from edgetune.optimize.rounding import ROUNDERS
 from edgetune.optimize.rounding.block import Block
-from edgetune.optimize.rounding.rtn import round_block
-from edgetune.optimize.widths import Width
+from edgetune.optimize.widths import NF4, Width
 from tests.tiny_package import VARIANT, tiny_package
 
 
@@ -36,24 +38,46 @@ def matrix(outputs: int = 4, inputs: int = 32) -> GraphMatrix:
     return GraphMatrix(outputs, inputs, 8, 32, place, place)
 
 
-def product(folder: Path, weight: torch.Tensor, bits: int, group: int, symmetric: bool) -> None:
-    """A graph of one MatMulNBits, its data beside it."""
-    found = round_block(Block("w", 0, weight), Width(bits, group, "rtn", symmetric))
+def product(folder: Path, weight: torch.Tensor, width: Width) -> None:
+    """A graph of one MatMulNBits, or MatMulBnb4, its data beside it."""
     name = "model.layers.0.mlp.down_proj.MatMul.weight"
+    tensors = tensors_of(name, weight, width)
+    attributes = {"bits": width.bits}
+    if width.algorithm == NF4:
+        attributes = {"quant_type": 1}
+        for tensor in tensors:
+            tensor.dims[:] = [int(np.prod(tensor.dims))]
+    node = helper.make_node(
+        "MatMulBnb4" if width.algorithm == NF4 else "MatMulNBits",
+        ["x", *(tensor.name for tensor in tensors)], ["y"], domain="com.microsoft",
+        K=weight.shape[1], N=weight.shape[0], block_size=width.group_size, **attributes,
+    )  # fmt: skip
+    save(folder, node, ("x", TensorProto.FLOAT, [None, weight.shape[1]]), tensors, weight.shape[0])
+
+
+def tensors_of(name: str, weight: torch.Tensor, width: Width) -> list[TensorProto]:
+    found = ROUNDERS[str(width.algorithm)](Block("w", 0, weight), width)
     tensors = [
-        numpy_helper.from_array(found.packed, f"{name}_Q{bits}"),
+        numpy_helper.from_array(found.packed, f"{name}_Q{width.bits}"),
         numpy_helper.from_array(found.scales, f"{name}_scales"),
     ]
     if found.zero_points is not None:
         tensors.append(numpy_helper.from_array(found.zero_points, f"{name}_zero_points"))
-    node = helper.make_node(
-        "MatMulNBits", ["x", *(tensor.name for tensor in tensors)], ["y"],
-        domain="com.microsoft", K=weight.shape[1], N=weight.shape[0], bits=bits, block_size=group,
-    )  # fmt: skip
+    return tensors
+
+
+def save(
+    folder: Path,
+    node: Any,
+    given: tuple[str, int, list[int | None]],
+    tensors: list[TensorProto],
+    columns: int | None,
+    *before: Any,
+) -> None:
     graph = helper.make_graph(
-        [node], "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, weight.shape[1]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, weight.shape[0]])],
+        [*before, node], "g",
+        [helper.make_tensor_value_info(*given)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, columns])],
         tensors,
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
@@ -64,10 +88,15 @@ def product(folder: Path, weight: torch.Tensor, bits: int, group: int, symmetric
     )  # fmt: skip
 
 
+# Of groups a row one is an odd number, one has a last short group.
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("bits", "group", "inputs"), [(4, 32, 64), (8, 32, 64), (4, 16, 40)])
+@pytest.mark.parametrize("algorithm", ["rtn", "kquant", "hqq"])
+@pytest.mark.parametrize(
+    ("bits", "group", "inputs"), [(4, 32, 64), (8, 32, 64), (4, 16, 40), (4, 64, 192), (8, 64, 192)]
+)
 def test_they_are_what_onnxruntime_computes_with(
     tmp_path: Path,
+    algorithm: str,
     bits: int,
     group: int,
     inputs: int,
@@ -76,9 +105,11 @@ def test_they_are_what_onnxruntime_computes_with(
 ) -> None:
     import onnxruntime as ort
 
+    if symmetric and algorithm != "rtn":
+        return  # these have zero points
     monkeypatch.setattr(graph_weights, "_BLOCK_VALUES", 3 * inputs)
     weight = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0))
-    product(tmp_path, weight, bits, group, symmetric)
+    product(tmp_path, weight, Width(bits, group, algorithm, symmetric))
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (columns,) = session.run(None, {"x": np.eye(inputs, dtype=np.float32)})
     (name, found), *_ = read_matrices(tmp_path).items()
@@ -90,8 +121,55 @@ def test_they_are_what_onnxruntime_computes_with(
     assert [row for row, _, _ in blocks_of(pieces)] == [0, 3, 6]
     # to nearest, but for the largest of a group, which may be cut by a step
     off = (read - weight).abs() / steps
-    assert float(off.max()) <= 1.001
+    assert float(off.max()) <= (1.001 if algorithm == "rtn" else 2)
     assert float((off <= 0.501).float().mean()) > 0.9
+
+
+def test_nf4_is_what_onnxruntime_computes_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime as ort
+
+    monkeypatch.setattr(graph_weights, "_BLOCK_VALUES", 3 * 192)
+    codes = np.random.default_rng(0).integers(0, 16, (8, 3, 64))
+    codes[:, :, 0] = 15
+    weight = torch.from_numpy(NF4_CODES[codes].reshape(8, 192) * np.float32(0.3))
+    product(tmp_path, weight, Width(4, 64, NF4))
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (columns,) = session.run(None, {"x": np.eye(192, dtype=np.float32)})
+    (name, found), *_ = read_matrices(tmp_path).items()
+    assert (name, found.nf4) == ("model.layers.0.mlp.down_proj", True)
+    pieces = pieces_of(name, {name: (8, 192)}, {name: found})
+    assert np.array_equal(whole_weight(pieces).numpy(), columns.T)
+    assert torch.equal(whole_weight(pieces), weight)
+    steps = torch.cat([step for _, _, step in blocks_of(pieces)])
+    assert float(steps.max()) <= 0.3 * 0.31
+    assert float(steps.min()) >= 0.3 * 0.07
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "group", "inputs"), [(8, 32, 40), (4, 64, 192), (8, 16, 48)])
+def test_an_embedding_of_its_own(
+    tmp_path: Path, bits: int, group: int, inputs: int, symmetric: bool
+) -> None:
+    import onnxruntime as ort
+
+    weight = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0))
+    tensors = tensors_of("model.embed_tokens.weight", weight, Width(bits, group, "rtn", symmetric))
+    packed = tensors[0]
+    shape = numpy_helper.from_array(np.array([8, -1], dtype=np.int64))
+    flat = helper.make_node("Constant", [], ["flat"], value=shape)
+    reshape = helper.make_node("Reshape", [packed.name, "flat"], ["rows"])
+    node = helper.make_node(
+        "GatherBlockQuantized", ["rows", "x", *(tensor.name for tensor in tensors[1:])], ["y"],
+        domain="com.microsoft", bits=bits, block_size=group, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+    save(tmp_path, node, ("x", TensorProto.INT64, [None]), tensors, None, flat, reshape)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (rows,) = session.run(None, {"x": np.arange(8)})
+    shapes = {"model.embed_tokens": (8, inputs), "lm_head": (8, inputs)}
+    pieces = pieces_of("model.embed_tokens", shapes, read_matrices(tmp_path))
+    assert whole_weight(pieces).numpy() == pytest.approx(rows[:, :inputs], abs=1e-6)
 
 
 def test_every_module_of_a_real_graph_is_found(
@@ -143,7 +221,7 @@ def test_a_matrix_of_another_shape_is_none_of_the_module() -> None:
 
 
 def test_a_shortened_file_is_told(tmp_path: Path) -> None:
-    product(tmp_path, torch.randn(8, 32), 8, 32, symmetric=True)
+    product(tmp_path, torch.randn(8, 32), Width(8, 32, "rtn"))
     (name, found), *_ = read_matrices(tmp_path).items()
     (tmp_path / "model.onnx.data").write_bytes(b"short")
     with pytest.raises(StepFailedError, match="truncated"):

@@ -16,12 +16,14 @@ PROVIDER = "CPUExecutionProvider"
 def build_all(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect}], each into `out/<its number>`.
+    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect, changed, base}], each into
+    `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
     names a function here that is called before it, its `without` a correction that is left out.
     """
     from edgetune.errors import EdgetuneError
+    from edgetune.files import read_json
     from edgetune.optimize.optimize import optimize_step
     from edgetune.optimize.schemes import make_widths, parse_scheme
     from edgetune.optimize.workflow import make_workflow
@@ -29,7 +31,10 @@ def build_all(
     found: dict[str, Any] = {}
     for number, job in enumerate(arguments["jobs"]):
         scheme, group = parse_scheme(job["scheme"])
-        widths = make_widths(scheme, group, job.get("protect"))
+        layers = int(read_json(Path(job["checkpoint"]) / "config.json")["num_hidden_layers"])
+        widths = make_widths(
+            scheme, group, job.get("protect"), layers=layers, changed=job.get("changed", ())
+        )
         workflow = make_workflow(scheme, widths, PROVIDER)
         workflow["passes"]["builder"]["config"] |= job.get("options", {})
         folder = out / str(number)
@@ -38,7 +43,7 @@ def build_all(
             "checkpoint": job["checkpoint"],
             "workflow": workflow,
             "scheme": scheme.name,
-            "base": None,
+            "base": job.get("base"),
         }
         try:
             with _spoiled(job.get("spoil")), _uncorrected(job.get("without")):

@@ -90,9 +90,22 @@ def test_a_float_graph_is_expected_without_quantization() -> None:
 
 def test_tied_embeddings_are_expected_in_the_heads_form() -> None:
     shared = {
-        name: make_expectations(row, make_widths(row), tied=True)["embedding"]
+        name: make_expectations(row, make_widths(row, layers=4), tied=True)["embedding"]
         for name, row in SCHEMES.items()
     }
     assert shared["fp32"] == "float32, shared with the head"
     assert shared["w8a16-rtn"] == "int8, shared with the head"
     assert shared["w4a16-rtn"] == "int4, shared with the head"
+    assert shared["w4a16-rtn-h8"] == "int8, shared with the head"
+
+
+def test_an_embedding_of_its_own_is_expected_in_its_form() -> None:
+    own = {
+        name: make_expectations(row, make_widths(row, layers=4), tied=False)["embedding"]
+        for name, row in SCHEMES.items()
+    }
+    assert own.pop("fp32") == "float32"
+    assert own.pop("fp16") == "float16"
+    assert set(own.values()) == {"int8"}
+    kept = make_widths(SCHEMES["w4a16-rtn"], None, {"embed_tokens": "fp32"})
+    assert make_expectations(SCHEMES["w4a16-rtn"], kept, tied=False)["embedding"] == "float32"

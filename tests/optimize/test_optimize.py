@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from edgetune.checkpoint.graph_weights import pieces_of, read_matrices, whole_weight
 from edgetune.child import run_child
 from edgetune.files import digests_of_folder, dump_json, list_files, read_json
 from tests.tiny import build_base, edit_tensors
@@ -80,6 +81,8 @@ def checkpoints(
         "phi3": merge_like(tiny_phi3, folder / "phi3"),
         "tied": merge_like(tiny_llama_tied, folder / "tied"),
         "window": build_base(folder / "window", "phi3", sliding_window=16),
+        # Rows of three groups of 64, whose zero points of 4 bits fill no whole bytes.
+        "odd": build_base(folder / "odd", tie_word_embeddings=True, hidden_size=192),
         # Its fused gate and up projection is as wide as the vocabulary, 288.
         "wide": build_base(folder / "wide", "phi3", intermediate_size=144),
         "dynamic": build_base(
@@ -95,6 +98,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]
         ("phi3", "fp32"), ("tied", "fp32"), ("window", "fp32"), ("wide", "fp32"),
         ("phi3", "w8a16-rtn"), ("phi3", "w8a16-rtn-g256"), ("phi3", "w4a16-rtn-g16"),
         ("tied", "w8a16-rtn"), ("tied", "w4a16-rtn-g128"), ("dynamic", "fp32"),
+        ("phi3", "w4a16-kquant-mixed-g64"), ("tied", "w4a16-kquant-g64"), ("tied", "w4a16-hqq"),
+        ("tied", "w4a16-kquant-selective"), ("odd", "w4a16-kquant-g64"),
     ]  # fmt: skip
     jobs = [{"checkpoint": str(checkpoints[name]), "scheme": scheme} for name, scheme in pairs]
     folder = tmp_path_factory.mktemp("built") / "out"
@@ -116,12 +121,16 @@ def test_float_graphs_equal_torch(
     ("checkpoint", "scheme", "bits", "group", "embedding"),
     [
         ("phi3", "fp32", None, None, "float32"),
-        ("phi3", "w8a16-rtn", 8, 32, "float32"),
-        ("phi3", "w8a16-rtn-g256", 8, 256, "float32"),
-        ("phi3", "w4a16-rtn-g16", 4, 16, "float32"),
+        ("phi3", "w8a16-rtn", 8, 32, "int8"),
+        ("phi3", "w8a16-rtn-g256", 8, 256, "int8"),
+        ("phi3", "w4a16-rtn-g16", 4, 16, "int8"),
+        ("phi3", "w4a16-kquant-mixed-g64", [4, 8], 64, "int8"),
         ("tied", "fp32", None, None, "float32, shared with the head"),
         ("tied", "w8a16-rtn", 8, 32, "int8, shared with the head"),
         ("tied", "w4a16-rtn-g128", 4, 128, "int4, shared with the head"),
+        ("tied", "w4a16-kquant-g64", 4, 64, "int4, shared with the head"),
+        ("tied", "w4a16-hqq", 4, 32, "int4, shared with the head"),
+        ("tied", "w4a16-kquant-selective", [4, 8], 32, "int8, shared with the head"),
     ],
 )
 def test_what_is_read_back(
@@ -190,6 +199,38 @@ def unstreamed(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     ]
     folder = tmp_path_factory.mktemp("unstreamed") / "out"
     return Built(folder, jobs, run("build_all", {"jobs": jobs}, folder))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "scheme"),
+    [("tied", "w4a16-kquant-g64"), ("tied", "w4a16-hqq"), ("tied", "w4a16-kquant-selective"),
+     ("odd", "w4a16-kquant-g64"), ("phi3", "w4a16-kquant-mixed-g64"), ("phi3", "w8a16-rtn")],
+)  # fmt: skip
+def test_the_graph_computes_with_the_weights_that_are_read_back(
+    built: Built, checkpoints: dict[str, Path], tmp_path: Path, checkpoint: str, scheme: str
+) -> None:
+    """torch with the weights that `graph_weights` reads: zero points, widths and an embedding that
+    were wrong in the graph would show. What is left is that products take activations of 8 bits."""
+    folder, _ = built.find(checkpoint, scheme)
+    source, read = checkpoints[checkpoint], tmp_path / "read"
+    shutil.copytree(source, read)
+
+    def as_read(tensors: dict[str, Any]) -> dict[str, Any]:
+        shapes = {n.removesuffix(".weight"): tuple(t.shape) for n, t in tensors.items()}
+        matrices, own = read_matrices(folder), dict(tensors)
+        for name, shape in shapes.items():
+            if len(shape) == 2:
+                pieces = pieces_of(name, shapes, matrices)
+                assert pieces, name
+                own[f"{name}.weight"] = whole_weight(pieces)
+        return own
+
+    edit_tensors(read / "model.safetensors", as_read)
+    pairs = [[str(read), str(folder)], [str(source), str(folder)]]
+    ours, exact = run("measure_parity", {"pairs": pairs}, tmp_path / "p").values()
+    assert ours[0] / ours[1] < 0.08
+    if "w4" in scheme:
+        assert exact[0] > 5 * ours[0]
 
 
 def test_a_shared_embedding_at_8_bits_is_the_heads(

@@ -13,7 +13,8 @@ from edgetune.optimize.forms.decoder import make_expectations
 from edgetune.optimize.read_back import read_back
 from edgetune.optimize.schemes import SCHEMES, make_widths
 
-EIGHT, FLOATS = make_widths(SCHEMES["w8a16-rtn"]), make_widths(SCHEMES["fp32"])
+KEPT = {"embed_tokens": "fp32"}
+EIGHT, FLOATS = make_widths(SCHEMES["w8a16-rtn"], None, KEPT), make_widths(SCHEMES["fp32"])
 MODULES = ("middle", "head")
 WANTED = make_expectations(SCHEMES["w8a16-rtn"], EIGHT, tied=False)
 WANTED_FLOAT = make_expectations(SCHEMES["fp32"], FLOATS, tied=False)
@@ -29,6 +30,8 @@ def write_graph(
     last_token: bool = True,
     index: int = -1,
     float_middle: bool = False,
+    nf4_middle: int | None = None,
+    embedding_bits: int | None = None,
     quantized_head: bool = True,
     location: str = "model.onnx.data",
     short_data: bool = False,
@@ -51,6 +54,30 @@ def write_graph(
         data.append(tensor)
         return name
 
+    def look_up() -> list[Any]:
+        if embedding_bits is None:
+            inputs = [constant("embedding", TensorProto.FLOAT, [words, width]), "input_ids"]
+            return [helper.make_node("Gather", inputs, ["x"])]
+        name = "model.embed_tokens.weight"
+        groups = width // group_size
+        packed = constant(f"{name}_Q", TensorProto.UINT8, [words, width * embedding_bits // 8])
+        scales = constant(f"{name}_scales", TensorProto.FLOAT, [words, groups])
+        return [
+            helper.make_node("Reshape", [packed, "flat"], ["rows"]),
+            helper.make_node(
+                "GatherBlockQuantized", ["rows", "input_ids", scales], ["x"],
+                domain="com.microsoft", bits=embedding_bits, block_size=group_size,
+            ),
+        ]  # fmt: skip
+
+    def nf4(name: str, x: str, y: str, kind: int) -> Any:
+        packed = constant(f"{name}.MatMul.weight_Bnb4", TensorProto.UINT8, [width * width // 2])
+        scales = constant(f"{name}.MatMul.weight_absmax", TensorProto.FLOAT, [width * width // 64])
+        return helper.make_node(
+            "MatMulBnb4", [x, packed, scales], [y], name, domain="com.microsoft",
+            K=width, N=width, block_size=64, quant_type=kind,
+        )  # fmt: skip
+
     def product(name: str, x: str, y: str, n: int, quantized: bool) -> Any:
         weight = f"{name}.MatMul.weight"
         if not quantized:
@@ -68,12 +95,11 @@ def write_graph(
             bits=bits, block_size=group_size, K=width, N=n, **level,
         )  # fmt: skip
 
-    nodes = [
-        helper.make_node(
-            "Gather", [constant("embedding", TensorProto.FLOAT, [words, width]), "input_ids"], ["x"]
-        ),
-        product("middle", "x", "h", width, not float_middle),
-    ]
+    nodes = look_up()
+    if nf4_middle is None:
+        nodes.append(product("middle", "x", "h", width, not float_middle))
+    else:
+        nodes.append(nf4("middle", "x", "h", nf4_middle))
     last = "h"
     if last_token:
         nodes += [
@@ -109,6 +135,7 @@ def test_a_graph_as_asked_for(tmp_path: Path) -> None:
         "symmetric": True,
         "last_token_head": True,
         "quantized_matmuls": 2,
+        "nf4_matmuls": 0,
         "float_matmuls": 0,
         "embedding": "float32",
         "opset": 22,
@@ -147,6 +174,37 @@ def test_an_option_without_effect_is_named(
 def test_a_quantized_graph_is_no_float_one(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError, match="the width of middle is w8-g32, wanted fp32"):
         read_back(write_graph(tmp_path, accuracy_level=None), WANTED_FLOAT, FLOATS, MODULES)
+
+
+def test_an_embedding_of_its_own_has_its_width(tmp_path: Path) -> None:
+    widths = make_widths(SCHEMES["w8a16-rtn"], None, {"embed_tokens": "w4"})
+    wanted = make_expectations(SCHEMES["w8a16-rtn"], widths, tied=False)
+    folder = write_graph(tmp_path, embedding_bits=4)
+    assert read_back(folder, wanted, widths, MODULES)["embedding"] == "int4"
+    eight = make_widths(SCHEMES["w8a16-rtn"])
+    with pytest.raises(StepFailedError, match="the width of the embedding is w4-g32, wanted w8"):
+        read_back(folder, wanted, eight, MODULES)
+    with pytest.raises(StepFailedError, match="the width of the embedding is w4-g32, wanted fp32"):
+        read_back(folder, WANTED, EIGHT, MODULES)
+    shared = make_expectations(SCHEMES["w8a16-rtn"], eight, tied=True)
+    with pytest.raises(StepFailedError, match="is int4, wanted int8, shared with the head"):
+        read_back(folder, shared, widths, MODULES)
+
+
+def test_nf4_is_told_from_other_products(tmp_path: Path) -> None:
+    widths = make_widths(SCHEMES["nf4a16"], None, KEPT)
+    wanted = make_expectations(SCHEMES["nf4a16"], widths, tied=False)
+    modules = ("middle", "lm_head")
+    folder = write_graph(tmp_path, nf4_middle=1, quantized_head=False)
+    with pytest.raises(StepFailedError, match="the width of head is fp32, wanted nf4-g64"):
+        read_back(folder, wanted, widths, modules)
+    floats = make_widths(SCHEMES["nf4a16"], None, {**KEPT, "head": "fp32"})
+    found = read_back(folder, wanted, floats, modules)
+    assert (found["nf4_matmuls"], found["quantized_matmuls"]) == (1, 1)
+    assert (found["weight_bits"], found["group_size"], found["accuracy_level"]) == (4, 64, None)
+    four = write_graph(tmp_path / "fp4", nf4_middle=0, quantized_head=False)
+    with pytest.raises(StepFailedError, match="the width of middle is w4-g64, wanted nf4-g64"):
+        read_back(four, wanted, floats, modules)
 
 
 def test_products_that_differ_are_listed(tmp_path: Path) -> None:

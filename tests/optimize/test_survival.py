@@ -35,7 +35,8 @@ def copy_with(source: Path, folder: Path, change: Any) -> Path:
 
 def found(package: Path, checkpoint: Path, base: Path | None) -> dict[str, Any]:
     start = None if base is None else {"path": str(base), "trained_as": None}
-    widths = make_widths(SCHEMES["w8a16-rtn"])
+    # The package is the builder's own, which leaves the embedding in float32.
+    widths = make_widths(SCHEMES["w8a16-rtn"], None, {"embed_tokens": "fp32"})
     return survival(package / VARIANT, checkpoint, start, widths, lambda _: None)
 
 

@@ -59,7 +59,8 @@ def test_the_first_rule_that_fits_counts() -> None:
 
 def test_rules_that_no_module_has_are_told() -> None:
     widths = make_widths(SCHEMES["w4a16-rtn"], None, {"v_proj": "w8", "query": "w8"})
-    assert unused_rules(widths, ["model.layers.0.self_attn.v_proj", "lm_head"]) == ["query"]
+    modules = ["model.layers.0.self_attn.v_proj", "lm_head", "model.embed_tokens"]
+    assert unused_rules(widths, modules) == ["query"]
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,17 @@ from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow, ma
 from edgetune.providers import PROVIDERS
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "workflows"
+CHANGED = ("model.layers.0.self_attn.q_proj",)
 CASES = {
-    variant_name(provider, scheme.name, group): (scheme, make_widths(scheme, group), provider)
+    variant_name(provider, scheme.name, group): (
+        scheme,
+        make_widths(scheme, group, layers=8, changed=CHANGED),
+        provider,
+    )
     for provider in PROVIDERS
     for scheme in SCHEMES.values()
-    for group in ({scheme.group_size, 128} if scheme.group_size else {None})
+    if provider in scheme.providers
+    for group in {scheme.group_size, *({128} & set(scheme.group_sizes))}
 }
 
 
@@ -51,6 +57,13 @@ def test_invariants(name: str) -> None:
 def test_an_illegal_pair_is_refused() -> None:
     with pytest.raises(UsageError, match="no execution provider is called 'Nobody'"):
         make_workflow(SCHEMES["fp32"], Widths(FLOAT), "Nobody")
+
+
+def test_a_scheme_without_kernels_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no kernels for the scheme fp16") as raised:
+        make_workflow(SCHEMES["fp16"], make_widths(SCHEMES["fp16"]), "CPUExecutionProvider")
+    assert raised.value.hint is not None
+    assert "such as w8a16-rtn" in raised.value.hint
 
 
 def test_placeholders_are_filled_and_the_workflow_is_kept() -> None:

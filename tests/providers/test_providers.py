@@ -20,7 +20,7 @@ def test_rows_are_whole() -> None:
 def test_the_cpu_provider_is_found() -> None:
     row = find_provider("CPUExecutionProvider")
     assert (row.SHORT_NAME, row.BUILDER_NAME, row.DEVICE_KIND) == ("cpu", "cpu", "cpu")
-    assert row.PRECISIONS == ("fp32", "int8", "int4")
+    assert row.PRECISIONS == ("fp32", "int8", "int4", "nf4")
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpuexecutionprovider", "CPUExecutionProvidr"])

@@ -4,7 +4,6 @@ its key-value cache, and the quantized products, as ONNX Runtime's own operators
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]
             "block_size": widths.default.group_size,
             "is_symmetric": widths.default.symmetric,
             "accuracy_level": scheme.accuracy_level,
-            "widths": json.dumps(widths.as_json(), sort_keys=True),
+            "widths": widths.as_json(),
         }
     (name,) = scheme.passes
     return {"builder": {"type": name, "config": options}}
@@ -48,12 +47,12 @@ def make_expectations(scheme: Scheme, widths: Widths, tied: bool) -> dict[str, A
 
     Tied embeddings are stored once, in the head's form.
     """
-    head = widths.of("lm_head")
-    form = f"int{head.bits}" if head.quantized else "float32"
+    width = widths.of("lm_head" if tied else "model.embed_tokens")
+    form = f"int{width.bits}" if width.quantized else f"float{width.bits}"
     return {
         "accuracy_level": scheme.accuracy_level,
         "last_token_head": True,
-        "embedding": f"{form}, shared with the head" if tied else "float32",
+        "embedding": f"{form}, shared with the head" if tied else form,
     }
 
 
