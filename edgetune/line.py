@@ -137,6 +137,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "scheme": plan.scheme.name,
             "widths": plan.widths.as_json(),
             "provider": plan.provider,
+            "calibration": _calibration(plan),
         },
         inputs={
             "checkpoint": merge.key,
@@ -146,6 +147,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "widths": plan.widths.as_json(),
             "workflow": digest_of_json(workflow),
             "code": code_digest("checkpoint", "optimize", "providers"),
+            **_calibration_inputs(plan),
             **versions_of(*OPTIMIZE_TOOLS),
         },
         libraries=_libraries(
@@ -154,6 +156,33 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             ("edgetune.optimize.optimize", "edgetune.optimize.olive"),
         ),
     )
+
+
+def _calibration(plan: Plan) -> dict[str, Any] | None:
+    """What the calibration text is made of; null for a scheme that needs none."""
+    if not plan.scheme.calibrated:
+        return None
+    data = plan.inputs.calibration
+    return {
+        "task": plan.recipe.task,
+        "data": str(data.path) if data else None,
+        "seed": SEED,
+        "threads": usable_cores(),
+        "layered": plan.layered,
+    }
+
+
+def _calibration_inputs(plan: Plan) -> dict[str, Any]:
+    """A part of the optimize step's key: nothing, for a scheme that needs no calibration."""
+    if not plan.scheme.calibrated:
+        return {}
+    data = plan.inputs.calibration
+    return {
+        "calibration": data.digest if data else None,
+        "task": plan.recipe.task,
+        "seed": SEED,
+        "calibration_code": code_digest("reference", "tasks"),
+    }
 
 
 def merge_libraries(recipe: Recipe, *, packed: bool = False) -> Libraries:

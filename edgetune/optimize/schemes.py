@@ -1,7 +1,8 @@
 """Quantization schemes, one row each; standard library only, for the plan reads it.
 
 A name says the bits of weights (w) and activations (a) and the algorithm; `rtn` is rounding to
-nearest, symmetric, with one float32 scale for each group of weights along the input dimension.
+nearest, symmetric, with one float32 scale for each group of weights along the input dimension;
+`gptq` rounds by calibration text (`optimize.gptq`).
 """
 
 from __future__ import annotations
@@ -35,13 +36,18 @@ class Scheme:
     symmetric: bool = True
     # Modules of another width, as `widths` writes them: (end of a module's name, width).
     rules: tuple[tuple[str, str], ...] = ()
-    # Olive passes in order; `GenaiBuilder` is the project's own.
+    # Olive passes in order; these are the project's own.
     passes: tuple[str, ...] = ("GenaiBuilder",)
 
     @property
     def providers(self) -> tuple[str, ...]:
         """Names of the execution providers with kernels, in ONNX Runtime's spelling."""
         return tuple(name for name, row in PROVIDERS.items() if self.precision in row.PRECISIONS)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it rounds by calibration text."""
+        return "LayerwiseGptq" in self.passes
 
     def width(self, group_size: int | None = None) -> Width:
         """How it stores a module that has no width of its own."""
@@ -57,6 +63,17 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("fp32", 32, None, (), None, "fp32", None),
         Scheme("w8a16-rtn", 8, 32, _GROUP_SIZES, "rtn", "int8", 4),
         Scheme("w4a16-rtn", 4, 32, _GROUP_SIZES, "rtn", "int4", 4),
+        Scheme(
+            "w4a16-gptq",
+            4,
+            32,
+            _GROUP_SIZES,
+            "gptq",
+            "int4",
+            4,
+            rules=(("lm_head", "w8"),),
+            passes=("LayerwiseGptq", "GenaiBuilder"),
+        ),
     )
 }
 

@@ -6,12 +6,22 @@ unsigned; without zero points the middle one, 2^(bits−1), stands for zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 
-from edgetune.optimize.rounding import rtn
+from edgetune.optimize.rounding import gptq, rtn
 from edgetune.optimize.rounding.block import Block, Rounded
 from edgetune.optimize.widths import Width
 
 Rounder = Callable[[Block, Width], Rounded]
 
 ROUNDERS: dict[str, Rounder] = {"rtn": rtn.round_block}
+
+
+def all_rounders(codes: Path | None) -> Mapping[str, Rounder]:
+    """Every algorithm that has what it needs; `codes`: the folder into which an Olive pass has
+    written what it rounded by calibration text."""
+    if codes is None:
+        return ROUNDERS
+    return {**ROUNDERS, "gptq": partial(gptq.round_block, codes=codes)}
