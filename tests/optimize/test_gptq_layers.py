@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 25
 
 
-def quantize_in_child(arguments: dict[str, Any], out: Path, progress: Any) -> dict[str, Any]:  # noqa: ARG001
+def quantize_in_child(arguments: dict[str, Any], out: Path, progress: Any) -> dict[str, Any]:
     """`quantized`, for its memory to be measured."""
     quantized(Path(arguments["checkpoint"]), Path(arguments["codes"]))
     return {}
