@@ -137,7 +137,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "scheme": plan.scheme.name,
             "widths": plan.widths.as_json(),
             "provider": plan.provider,
-            "calibration": _calibration(plan),
+            **_calibration(plan),
         },
         inputs={
             "checkpoint": merge.key,
@@ -158,22 +158,24 @@ def optimize_step(plan: Plan, store: Path) -> Step:
     )
 
 
-def _calibration(plan: Plan) -> dict[str, Any] | None:
-    """What the calibration text is made of; null for a scheme that needs none."""
+def _calibration(plan: Plan) -> dict[str, Any]:
+    """An argument of the optimize step: what the calibration text is made of."""
     if not plan.scheme.calibrated:
-        return None
+        return {}
     data = plan.inputs.calibration
     return {
-        "task": plan.recipe.task,
-        "data": str(data.path) if data else None,
-        "seed": SEED,
-        "threads": usable_cores(),
-        "layered": plan.layered,
+        "calibration": {
+            "task": plan.recipe.task,
+            "data": str(data.path) if data else None,
+            "seed": SEED,
+            "threads": usable_cores(),
+            "layered": plan.layered,
+        }
     }
 
 
 def _calibration_inputs(plan: Plan) -> dict[str, Any]:
-    """A part of the optimize step's key: nothing, for a scheme that needs no calibration."""
+    """A part of the optimize step's key, for a scheme that needs calibration text."""
     if not plan.scheme.calibrated:
         return {}
     data = plan.inputs.calibration
