@@ -32,7 +32,7 @@ _NEW_TOKENS = 128
 _SEED_DISTANCE = 1000
 # So many times all prompts are continued at most, where the answers are short.
 _MOST_ROUNDS = 8
-_OWN_TOKENS = 4096
+_OWN_TOKENS = 2048
 
 
 def calibration_step(
@@ -86,7 +86,7 @@ def _sampled(
     context: int | None,
     progress: Callable[[str], None],
 ) -> list[list[int]]:
-    """At least 4096 tokens, where eight samples of each prompt have so many."""
+    """At least 2048 tokens, where eight samples of each prompt have so many."""
     from edgetune.checkpoint.trained import load_plain
 
     prompts = [ids for _, ids in make_prompts(tokenizer)]

@@ -29,11 +29,12 @@ def pack(codes: _Array, scales: _Array, zero_points: _Array | None, width: Width
 
 
 def _halved(codes: _Array, bits: int) -> _Array:
-    """Two codes of 4 bits a byte along the last axis, the earlier in the lower half."""
+    """Two codes of 4 bits a byte along the last axis, the earlier in the lower half; beside a last
+    odd one stands the middle code, as ONNX Runtime's quantizer leaves it."""
     if bits == 8:
         return np.ascontiguousarray(codes)
     if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+        codes = np.concatenate([codes, np.full_like(codes[..., :1], 8)], axis=-1)
     packed: _Array = codes[..., 0::2] | (codes[..., 1::2] << 4)
     return packed
 
