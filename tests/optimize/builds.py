@@ -16,7 +16,8 @@ PROVIDER = "CPUExecutionProvider"
 def build_all(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect}], each into `out/<its number>`.
+    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect, base, calibration}], each into
+    `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
     names a function here that is called before it, its `without` a correction that is left out.
@@ -38,7 +39,8 @@ def build_all(
             "checkpoint": job["checkpoint"],
             "workflow": workflow,
             "scheme": scheme.name,
-            "base": None,
+            "base": job.get("base"),
+            "calibration": job.get("calibration"),
         }
         try:
             with _spoiled(job.get("spoil")), _uncorrected(job.get("without")):
