@@ -139,6 +139,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "scheme": plan.scheme.name,
             "widths": plan.widths.as_json(),
             "provider": plan.provider,
+            **_calibration(plan),
         },
         inputs={
             "checkpoint": merge.key,
@@ -148,6 +149,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "widths": plan.widths.as_json(),
             "workflow": digest_of_json(workflow),
             "code": code_digest("checkpoint", "optimize", "providers"),
+            **_calibration_inputs(plan),
             **versions_of(*OPTIMIZE_TOOLS),
         },
         libraries=_libraries(
@@ -156,6 +158,35 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             ("edgetune.optimize.optimize", "edgetune.optimize.olive"),
         ),
     )
+
+
+def _calibration(plan: Plan) -> dict[str, Any]:
+    """An argument of the optimize step: what the calibration text is made of."""
+    if not plan.scheme.calibrated:
+        return {}
+    data = plan.inputs.calibration
+    return {
+        "calibration": {
+            "task": plan.recipe.task,
+            "data": str(data.path) if data else None,
+            "seed": SEED,
+            "threads": usable_cores(),
+            "layered": plan.layered,
+        }
+    }
+
+
+def _calibration_inputs(plan: Plan) -> dict[str, Any]:
+    """A part of the optimize step's key, for a scheme that needs calibration text."""
+    if not plan.scheme.calibrated:
+        return {}
+    data = plan.inputs.calibration
+    return {
+        "calibration": data.digest if data else None,
+        "task": plan.recipe.task,
+        "seed": SEED,
+        "calibration_code": code_digest("reference", "tasks"),
+    }
 
 
 def merge_libraries(recipe: Recipe, *, packed: bool = False) -> Libraries:

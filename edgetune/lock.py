@@ -63,6 +63,7 @@ def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
         "data": {
             "evaluation": evaluation.digest if evaluation else None,
             "calibration": calibration.digest if calibration else None,
+            "calibrated_on": _calibrated_on(plan),
         },
         "versions": versions_of(*sorted({*MERGE_TOOLS, *OPTIMIZE_TOOLS})),
         "seeds": {"reference": SEED},
@@ -71,6 +72,14 @@ def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
             **{f"optimize {name}": step.key for name, step in sorted(graphs.items())},
         },
     }
+
+
+def _calibrated_on(plan: Plan) -> str | None:
+    """Which text the scheme rounded by, in words; null where it needs none."""
+    if not plan.scheme.calibrated:
+        return None
+    given = plan.inputs.calibration is not None
+    return "calibration data" if given else "text sampled from the trained model"
 
 
 def input_digests(inputs: Inputs) -> dict[str, Any]:

@@ -117,6 +117,23 @@ def keys(plan: Plan, out: Path = OUT) -> dict[str, str]:
     return {s.name: s.key for s in (*steps, validate)}
 
 
+def test_calibration_data_is_a_part_of_the_key_where_it_is_used(tmp_path: Path) -> None:
+    """And the lock says which text it was."""
+    for scheme, used in (("w4a16-gptq", True), ("w4a16-rtn", False)):
+        given = plan("demo", "generic-x86-64", tmp_path / "out", scheme=scheme)
+        without = replace(given, inputs=replace(given.inputs, calibration=None))
+        assert (keys(given)["optimize"] != keys(without)["optimize"]) is used
+        for one, words in (
+            (given, "calibration data"),
+            (without, "text sampled from the trained model"),
+        ):
+            lock = package_step([one], OUT).arguments["lock"]
+            assert lock["data"]["calibrated_on"] == (words if used else None)
+            arguments = optimize_step(one, OUT / "steps").arguments
+            assert ("calibration" in arguments) is used
+        assert keys(given)["reference"] == keys(without)["reference"]
+
+
 def test_no_key_knows_a_path_and_no_probe_enters_the_package(tmp_path: Path) -> None:
     here = plan("demo", "this-machine", tmp_path / "a")
     assert keys(here, Path("/somewhere/else")) == keys(here)

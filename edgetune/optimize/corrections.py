@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from edgetune.optimize.rounding import ROUNDERS, Rounder
 from edgetune.optimize.streaming import streaming
 from edgetune.optimize.widths import Widths
 
@@ -84,9 +85,11 @@ def _frequencies(
 
 
 @contextmanager
-def corrected(builder: Any, tables: Tables, widths: Widths) -> Iterator[None]:
+def corrected(
+    builder: Any, tables: Tables, widths: Widths, rounders: Mapping[str, Rounder] = ROUNDERS
+) -> Iterator[None]:
     """The builder (its module) with its faults corrected, while the block runs."""
-    corrections = make_corrections(builder, tables, widths)
+    corrections = make_corrections(builder, tables, widths, rounders)
     before = [(owner, name, vars(owner).get(name)) for owner, name, _ in corrections]
     for owner, name, correction in corrections:
         setattr(owner, name, correction)
@@ -100,13 +103,15 @@ def corrected(builder: Any, tables: Tables, widths: Widths) -> Iterator[None]:
                 setattr(owner, name, original)
 
 
-def make_corrections(builder: Any, tables: Tables, widths: Widths) -> list[tuple[Any, str, Any]]:
+def make_corrections(
+    builder: Any, tables: Tables, widths: Widths, rounders: Mapping[str, Rounder]
+) -> list[tuple[Any, str, Any]]:
     """Every correction as (class, name of the method, its replacement)."""
     return [
         *_identity(builder.Model),
         *(
             (builder.Model, name, method)
-            for name, method in streaming(builder.Model, widths).items()
+            for name, method in streaming(builder.Model, widths, rounders).items()
         ),
         *_rotary(builder, tables),
         (builder.GemmaModel, "make_embedding", _exact_gemma(builder.Model.make_embedding)),

@@ -32,16 +32,56 @@ from olive.workflows import run
 
 from edgetune.checkpoint.families import SUPPORTED
 from edgetune.errors import EdgetuneError, MissingError, StepFailedError
-from edgetune.files import copy_file, is_out_of_space
+from edgetune.files import copy_file, is_out_of_space, read_json
 from edgetune.optimize.corrections import corrected, settle_config
+from edgetune.optimize.rounding import Rounder, all_rounders
 from edgetune.optimize.widths import FLOAT, Widths, widths_from_json
-from edgetune.optimize.workflow import CACHE, CHECKPOINT, OUT, fill_workflow
+from edgetune.optimize.workflow import (
+    CACHE,
+    CALIBRATION,
+    CHECKPOINT,
+    CODES,
+    OUT,
+    fill_workflow,
+)
 
 _GRAPH = "model.onnx"
 _DATA = "model.onnx.data"
 # What Olive adds to the folder about its own run.
 _OLIVE_FILES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")
 _LAST_WORDS = 3
+# What is logged here is shown while Olive runs.
+_PROGRESS = logging.getLogger("olive.edgetune.progress")
+
+
+def _option(kind: type, *, required: bool = False) -> PassConfigParam:
+    return PassConfigParam(type_=kind, required=required, default_value=None)
+
+
+class LayerwiseGptq(Pass):  # type: ignore[misc]
+    """GPTQ, a layer at a time (`optimize.gptq`): the model stays as it is, the codes of its
+    modules go into a folder for the builder."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:  # noqa: ARG003
+        return {name: _option(str, required=True) for name in ("calibration", "codes", "widths")}
+
+    def _run_for_config(
+        self,
+        model: HfModelHandler,
+        config: Any,
+        output_model_path: str,  # noqa: ARG002
+    ) -> HfModelHandler:
+        from edgetune.optimize.gptq.quantize import quantize_layers
+
+        quantize_layers(
+            Path(model.model_name_or_path),
+            read_json(Path(config.calibration)),
+            widths_from_json(json.loads(config.widths)),
+            Path(config.codes),
+            _PROGRESS.info,
+        )
+        return model
 
 
 class GenaiBuilder(Pass):  # type: ignore[misc]
@@ -49,20 +89,19 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
 
     @classmethod
     def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:  # noqa: ARG003
-        def option(kind: type, *, required: bool = False) -> PassConfigParam:
-            return PassConfigParam(type_=kind, required=required, default_value=None)
-
         return {
-            "precision": option(str, required=True),
-            "execution_provider": option(str, required=True),
-            "prune_lm_head": option(bool),
-            "algo_config": option(str),
-            "block_size": option(int),
-            "is_symmetric": option(bool),
-            "accuracy_level": option(int),
+            "precision": _option(str, required=True),
+            "execution_provider": _option(str, required=True),
+            "prune_lm_head": _option(bool),
+            "algo_config": _option(str),
+            "block_size": _option(int),
+            "is_symmetric": _option(bool),
+            "accuracy_level": _option(int),
             # Of the modules, as `Widths.as_json`; none in a float graph. No text: Olive looks
             # every text up as a path, and one of more than 255 letters fails as a file's name.
-            "widths": option(dict),
+            "widths": _option(dict),
+            # The folder of a pass that rounded modules by calibration text.
+            "codes": _option(str),
         }
 
     def _run_for_config(
@@ -73,9 +112,11 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
         provider = options.pop("execution_provider")
         found = options.pop("widths", None)
         widths = widths_from_json(found) if found else Widths(FLOAT)
+        codes = options.pop("codes", None)
+        rounders = all_rounders(Path(codes) if codes else None)
         folder = Path(output_model_path)
         folder.mkdir(parents=True, exist_ok=True)
-        _build(model.model_name_or_path, folder, precision, provider, options, widths)
+        _build(model.model_name_or_path, folder, precision, provider, options, widths, rounders)
         side_files = [p for p in folder.iterdir() if p.name not in (_GRAPH, _DATA)]
         return ONNXModelHandler(
             folder,
@@ -91,6 +132,7 @@ def _build(
     provider: str,
     options: Mapping[str, Any],
     widths: Widths,
+    rounders: Mapping[str, Rounder],
 ) -> None:
     """Run onnxruntime-genai's builder in this process."""
     from onnxruntime_genai.models import builder
@@ -102,7 +144,7 @@ def _build(
     )
     config = parsed["hf_details"]["hf_config"]
     tables = settle_config(config, SUPPORTED[config.model_type].architecture)
-    with corrected(builder, tables, widths):
+    with corrected(builder, tables, widths, rounders):
         builder.create_model(
             checkpoint, checkpoint, str(folder), precision, provider, cache, **parsed
         )
@@ -125,6 +167,8 @@ class _Listener(logging.Handler):
         text = record.getMessage()
         if text.startswith("Running pass "):
             self._progress(f"Olive: {text}")
+        if record.name == _PROGRESS.name:
+            self._progress(text)
         if record.levelno >= logging.WARNING:
             error = record.exc_info[1] if record.exc_info else None
             if error is not None:
@@ -134,18 +178,30 @@ class _Listener(logging.Handler):
 
 
 def run_workflow(
-    workflow: Mapping[str, Any], checkpoint: Path, out: Path, progress: Callable[[str], None]
+    workflow: Mapping[str, Any],
+    checkpoint: Path,
+    out: Path,
+    progress: Callable[[str], None],
+    calibration: Path | None = None,
 ) -> None:
     """Run a workflow of `optimize.workflow` over a checkpoint; the genai folder is put into `out`.
+    `calibration`: token ids, as JSON, for a workflow that asks for them.
 
     Olive's cache and temporary files lie in a folder inside `out`, which is removed. All files are
     copies: Olive links some, and onnx refuses linked external data. Raises StepFailedError with
-    Olive's last words when it yields no model, MissingError when disk or memory ran out.
+    Olive's last words when it yields no model, MissingError when disk or memory ran out, and what
+    a pass of the project raised.
     """
     work = out / ".olive"
     result = work / "result"
     (work / "tmp").mkdir(parents=True)
-    folders = {CHECKPOINT: str(checkpoint), CACHE: str(work / "cache"), OUT: str(result)}
+    folders = {
+        CHECKPOINT: str(checkpoint),
+        CACHE: str(work / "cache"),
+        OUT: str(result),
+        CODES: str(work / "codes"),
+        CALIBRATION: str(calibration),
+    }
     listener = _Listener(progress)
     logger = logging.getLogger("olive")
     logger.addHandler(listener)
@@ -182,6 +238,9 @@ def _take(result: Path, out: Path, listener: _Listener) -> None:
 
 
 def _no_model(listener: _Listener, out: Path) -> EdgetuneError:
+    for error in listener.errors:
+        if isinstance(error, EdgetuneError):
+            return error
     if any(is_out_of_space(error) for error in listener.errors):
         hint = "free some space and run the same command again; finished steps are kept"
         return MissingError(f"{out.parent}: the disk is full", hint)
@@ -201,11 +260,12 @@ def package_config() -> dict[str, Any]:
     everything = {
         f"supported_{what}": ["*"] for what in ("providers", "accelerators", "precisions")
     }
-    config["passes"][GenaiBuilder.__name__] = {
-        "module_path": f"{__name__}.{GenaiBuilder.__name__}",
-        **everything,
-        "supported_algorithms": [],
-        "supported_quantization_encodings": [],
-    }
+    for own in (LayerwiseGptq, GenaiBuilder):
+        config["passes"][own.__name__] = {
+            "module_path": f"{__name__}.{own.__name__}",
+            **everything,
+            "supported_algorithms": [],
+            "supported_quantization_encodings": [],
+        }
     assert isinstance(config, dict)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from edgetune.optimize.forms import decoder
 from edgetune.optimize.schemes import find_scheme
 from edgetune.optimize.widths import widths_from_json
 
+# Made by the reference's own code, in a process of its own.
+_CALIBRATE = "edgetune.reference.calibration:calibration_step"
+_CALIBRATION, _TEXTS = ".calibration", "calibration.json"
+
 
 def optimize_step(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
@@ -22,7 +27,9 @@ def optimize_step(
     """Build the graph that `arguments["workflow"]` describes, and prove what it is.
 
     arguments: checkpoint (folder), base (what the fine-tune started from: {path, trained_as}, or
-    null), workflow (of `make_workflow`), scheme (name), widths, provider. Facts: graph_bytes
+    null), workflow (of `make_workflow`), scheme (name), widths, provider, calibration (what
+    `reference.calibration` is given beside the checkpoint, for a scheme that needs it; else null).
+    Facts: graph_bytes
     (model.onnx and its data), read_back, survival, open_peak_rss_mb (of the process that opened
     it), generation_set, generation_not_carried. Raises InputRefusedError for a checkpoint that the
     builder would get wrong, StepFailedError when Olive yields no model, an option was ignored, or
@@ -43,7 +50,9 @@ def optimize_step(
     from edgetune.optimize.read_back import read_back
     from edgetune.optimize.survival import survival
 
-    run_workflow(arguments["workflow"], checkpoint, out, progress)
+    calibrated = _calibrate(arguments, out, progress)
+    run_workflow(arguments["workflow"], checkpoint, out, progress, out / _CALIBRATION / _TEXTS)
+    shutil.rmtree(out / _CALIBRATION, ignore_errors=True)  # none of it ships
     facts = complete_folder(out, checkpoint)
     progress("reading the graph back")
     wanted = decoder.make_expectations(scheme, widths, ties_embeddings(config))
@@ -59,9 +68,26 @@ def optimize_step(
         "graph_bytes": sum(p.stat().st_size for p in graph),
         "read_back": found,
         "survival": left,
+        "calibration": calibrated,
         "open_peak_rss_mb": peak,
         **facts,
     }
+
+
+def _calibrate(
+    arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Have the calibration's token ids made: {source, texts, tokens}; null where the scheme needs
+    none."""
+    wanted = arguments.get("calibration")
+    if wanted is None:
+        return None
+    folder = out / _CALIBRATION
+    folder.mkdir()
+    given = {**wanted, "checkpoint": arguments["checkpoint"]}
+    log = out.parent / "logs" / f"{out.name.removeprefix('.tmp-')}-calibration.log"
+    facts, _ = run_child(_CALIBRATE, given, folder, log=log, progress=progress)
+    return facts
 
 
 def try_model(

@@ -4,7 +4,7 @@ A name says the bits of weights (w) and activations (a) and the algorithm (a fil
 optimize/rounding), with one float32 scale for each group of weights along the input dimension.
 What follows says which modules have 8 bits instead of 4: `h8` the head and the embedding, `mixed`
 also attention's projections and down_proj of some layers, `selective` v_proj and down_proj of all.
-docs/schemes.md has what each comes to.
+`gptq` rounds by calibration text (`optimize.gptq`). docs/schemes.md has what each comes to.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Scheme:
     rules: Rules = ()
     # What a provider must have kernels for, where that is more than the precision says.
     kernels: str | None = None
-    # Olive passes in order; `GenaiBuilder` is the project's own.
+    # Olive passes in order; these are the project's own.
     passes: tuple[str, ...] = ("GenaiBuilder",)
 
     @property
@@ -69,6 +69,11 @@ class Scheme:
         """What a provider must have kernels for, as `providers` names it."""
         return self.kernels or self.precision
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it rounds by calibration text."""
+        return "LayerwiseGptq" in self.passes
+
     def width(self, group_size: int | None = None) -> Width:
         """How it stores a module that has no width of its own."""
         if self.algorithm is None:
@@ -78,8 +83,12 @@ class Scheme:
 
 
 def _four_bits(name: str, algorithm: str, rules: Rules) -> Scheme:
-    symmetric = algorithm == "rtn"
-    return Scheme(name, 4, 32, _GROUP_SIZES, algorithm, "int4", 4, symmetric=symmetric, rules=rules)
+    return Scheme(
+        name, 4, 32, _GROUP_SIZES, algorithm, "int4", 4,
+        symmetric=algorithm in ("rtn", "gptq"),
+        rules=rules,
+        passes=("LayerwiseGptq", "GenaiBuilder") if algorithm == "gptq" else ("GenaiBuilder",),
+    )  # fmt: skip
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -95,6 +104,8 @@ SCHEMES: dict[str, Scheme] = {
         _four_bits("w4a16-kquant-mixed", "kquant", _HEAD_AT_8 + _MIXED),
         _four_bits("w4a16-kquant-selective", "kquant", _HEAD_AT_8 + _SELECTIVE),
         _four_bits("w4a16-hqq", "hqq", _EMBEDDING_AT_8),
+        _four_bits("w4a16-gptq", "gptq", _HEAD_AT_8),
+        _four_bits("w4a16-gptq-selective", "gptq", _HEAD_AT_8 + _SELECTIVE),
         Scheme(
             "nf4a16", 4, 64, (64,), NF4, "int4", 4, kernels="nf4",
             rules=(("lm_head", "w8-g32"), ("embed_tokens", "w8-g32"), (CHANGED, "w8-g32")),

@@ -20,7 +20,7 @@ import torch
 from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.checkpoint.graph_weights import places_of
 from edgetune.checkpoint.mapped import mapped_model
-from edgetune.optimize.rounding import ROUNDERS
+from edgetune.optimize.rounding import ROUNDERS, Rounder
 from edgetune.optimize.streamed import (
     Matrix,
     Streamed,
@@ -44,8 +44,11 @@ class _Packed:
         self.weight = weight
 
 
-def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., Any]]:
-    """{method of the builder's `Model`: what takes its place}; `widths`: of the modules."""
+def streaming(
+    model_class: Any, widths: Widths, rounders: Mapping[str, Rounder] = ROUNDERS
+) -> Mapping[str, Callable[..., Any]]:
+    """{method of the builder's `Model`: what takes its place}; `widths`: of the modules, `rounders`
+    by the names of algorithms."""
     make_initializer = model_class.make_initializer
     make_lookup = model_class.make_embedding_lookup
     is_packable = model_class.is_qkv_projection_packable
@@ -97,7 +100,7 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
         if not any(tied) and own_embedding.quantized:
             name = f"{_EMBEDDING}.weight"
             source = Matrix((embedding.detach(),), self.mapped_files.release)
-            rounder = ROUNDERS[str(own_embedding.algorithm)]
+            rounder = rounders[str(own_embedding.algorithm)]
             places = ((_EMBEDDING, 0),)
             for tensor in quantized_tensors(name, source, own_embedding, rounder, places):
                 _register(self, tensor)
@@ -111,7 +114,7 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
             self.tied_quantized_embeddings = tied[0]
 
     def quantize(self: Any) -> ir.Model:
-        return quantize_products(self, widths)
+        return quantize_products(self, widths, rounders)
 
     return {
         "load_weights": load_weights,
@@ -125,7 +128,7 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
     }
 
 
-def quantize_products(self: Any, widths: Widths) -> ir.Model:
+def quantize_products(self: Any, widths: Widths, rounders: Mapping[str, Rounder]) -> ir.Model:
     """The builder's `to_nbits`: each product with a constant matrix becomes a MatMulNBits, or a
     MatMulBnb4, whose weight is rounded when it is written, unless its width is a float one."""
     accuracy_level = self.quant_attrs["accuracy_level"]
@@ -141,7 +144,7 @@ def quantize_products(self: Any, widths: Widths) -> ir.Model:
         if not width.quantized:
             continue
         self.model.graph.initializers.pop(name)
-        rounder = ROUNDERS[str(width.algorithm)]
+        rounder = rounders[str(width.algorithm)]
         tensors = quantized_tensors(name, matrix, width, rounder, places)
         node.resize_inputs(1 + len(tensors))
         for place, tensor in enumerate(tensors, 1):

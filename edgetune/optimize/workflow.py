@@ -14,6 +14,7 @@ from edgetune.providers import check_kernels, find_provider
 
 # Filled in when the workflow runs: a workflow is part of a step's key and names no folder.
 CHECKPOINT, CACHE, OUT = "<checkpoint>", "<cache>", "<out>"
+CALIBRATION, CODES = decoder.CALIBRATION, decoder.CODES
 
 
 def make_workflow(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def own_items(
     The samples follow 12 openings and, where the model has a chat template, 12 questions; without
     one the openings are used twice.
     """
-    prompts = _prompts(tokenizer)
+    prompts = make_prompts(tokenizer)
     longest = max(len(ids) for _, ids in prompts)
     new_tokens = NEW_TOKENS if context is None else min(NEW_TOKENS, context - longest)
     if new_tokens < 1:
@@ -58,8 +58,8 @@ def own_items(
     return items
 
 
-def _prompts(tokenizer: Any) -> list[tuple[str, list[int]]]:
-    """(text, ids) of what the samples follow."""
+def make_prompts(tokenizer: Any) -> list[tuple[str, list[int]]]:
+    """(text, ids) of what samples follow: openings, and questions where there is a template."""
     openings = [(text, encode_text(tokenizer, text)) for text in OPENINGS]
     if not has_template(tokenizer):
         return openings * 2

@@ -16,8 +16,8 @@ PROVIDER = "CPUExecutionProvider"
 def build_all(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect, changed, base}], each into
-    `out/<its number>`.
+    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect, changed, base, calibration}], each
+    into `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
     names a function here that is called before it, its `without` a correction that is left out.
@@ -44,6 +44,7 @@ def build_all(
             "workflow": workflow,
             "scheme": scheme.name,
             "base": job.get("base"),
+            "calibration": job.get("calibration"),
         }
         try:
             with _spoiled(job.get("spoil")), _uncorrected(job.get("without")):

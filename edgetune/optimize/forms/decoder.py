@@ -15,6 +15,9 @@ from edgetune.providers import find_provider
 _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 # Where onnxruntime-genai computes the cache of a Phi-3 again (written into it).
 _LONGROPE_LENGTH = 4096
+# Filled in when the workflow runs: token ids of calibration text, and the codes that a pass makes
+# of them for the builder.
+CALIBRATION, CODES = "<calibration>", "<codes>"
 
 
 def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]:
@@ -37,8 +40,12 @@ def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]
             "accuracy_level": scheme.accuracy_level,
             "widths": widths.as_json(),
         }
-    (name,) = scheme.passes
-    return {"builder": {"type": name, "config": options}}
+    *before, builder = scheme.passes
+    if before:
+        options["codes"] = CODES
+    found = {"calibration": CALIBRATION, "codes": CODES, "widths": options.get("widths")}
+    passes = {name.lower(): {"type": name, "config": dict(found)} for name in before}
+    return {**passes, "builder": {"type": builder, "config": options}}
 
 
 def make_expectations(scheme: Scheme, widths: Widths, tied: bool) -> dict[str, Any]:

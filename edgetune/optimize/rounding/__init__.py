@@ -7,9 +7,11 @@ zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 
-from edgetune.optimize.rounding import hqq, kquant, nf4, rtn
+from edgetune.optimize.rounding import gptq, hqq, kquant, nf4, rtn
 from edgetune.optimize.rounding.block import Block, Rounded
 from edgetune.optimize.widths import Width
 
@@ -21,3 +23,11 @@ ROUNDERS: dict[str, Rounder] = {
     "hqq": hqq.round_block,
     "nf4": nf4.round_block,
 }
+
+
+def all_rounders(codes: Path | None) -> Mapping[str, Rounder]:
+    """Every algorithm that has what it needs; `codes`: the folder into which an Olive pass has
+    written what it rounded by calibration text."""
+    if codes is None:
+        return ROUNDERS
+    return {**ROUNDERS, "gptq": partial(gptq.round_block, codes=codes)}

@@ -1,0 +1,136 @@
+"""A checkpoint's decoder layers rounded by GPTQ, one after the other; memory does not grow with
+their number.
+
+Each layer sees the texts as the rounded layers before it leave them, and each module inside a layer
+as the modules before it do, so that later weights make up for earlier errors. All sums are computed
+in the same order every time: the same inputs and number of threads give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from edgetune.checkpoint.folder import EMBEDDING, CheckpointFolder, read_checkpoint
+from edgetune.checkpoint.mapped import mapped_model
+from edgetune.checkpoint.tensors import load_rows
+from edgetune.errors import StepFailedError
+from edgetune.optimize.gptq.layers import (
+    Texts,
+    feed,
+    in_memory,
+    linears,
+    run_layer,
+    stages_of,
+    start_texts,
+)
+from edgetune.optimize.gptq.solve import error_factors, solve
+from edgetune.optimize.rounding import ROUNDERS
+from edgetune.optimize.rounding.block import Block, Rounded
+from edgetune.optimize.rounding.gptq import HEAD, PACKED, SCALES, ZERO_POINTS, file_of
+from edgetune.optimize.rounding.pack import pack, unpack
+from edgetune.optimize.widths import Width, Widths
+
+ALGORITHM = "gptq"
+
+
+def quantize_layers(
+    checkpoint: Path,
+    texts: Sequence[Sequence[int]],
+    widths: Widths,
+    codes: Path,
+    progress: Callable[[str], None],
+) -> None:
+    """Write the codes of every linear module of the layers whose width says `gptq` into the folder
+    `codes` (see `optimize.rounding.gptq`). `texts`: the calibration's token ids.
+
+    Raises StepFailedError for a module that the texts do not reach: it would have to be guessed.
+    """
+    codes.mkdir(parents=True)
+    folder = read_checkpoint(checkpoint)
+    model, files = mapped_model(folder)
+    running = start_texts(model, texts, lambda tokens: _embed(folder, tokens, widths))
+    layers = model.model.layers
+    for number, layer in enumerate(layers):
+        progress(f"GPTQ: layer {number + 1} of {len(layers)}")
+        name = f"model.layers.{number}"
+        with in_memory(layer):
+            _quantize_layer(layer, name, running, number, widths, codes)
+            run_layer(layer, running, number)
+        files.release()
+
+
+def _quantize_layer(
+    layer: Any, name: str, texts: Texts, number: int, widths: Widths, codes: Path
+) -> None:
+    stages = stages_of(layer, texts, number)
+    reached = {module for stage in stages for module in stage}
+    for module in linears(layer):
+        if module not in reached and widths.of(f"{name}.{module}").algorithm == ALGORITHM:
+            msg = f"{name}.{module}: the calibration text does not reach it, and GPTQ needs inputs"
+            raise StepFailedError(msg, "choose a scheme that rounds to nearest, such as w4a16-rtn")
+    for stage in stages:
+        of = {module: widths.of(f"{name}.{module}") for module in stage}
+        if any(width.algorithm == ALGORITHM for width in of.values()):
+            factors = error_factors(_hessian(layer, texts, number, stage[0]))
+        for module, width in of.items():
+            if not width.quantized:
+                continue
+            weight = layer.get_submodule(module).weight
+            if width.algorithm == ALGORITHM:
+                solved = solve(weight.data, factors, width)
+                weight.data = solved.values(width)
+                points = None if solved.zero_points is None else solved.zero_points.numpy()
+                rounded = pack(solved.codes.numpy(), solved.scales.numpy(), points, width)
+                _write(rounded, width, file_of(codes, f"{name}.{module}"))
+            else:
+                weight.data = _rounded(Block(f"{name}.{module}", 0, weight.data), width)
+
+
+def _hessian(layer: Any, texts: Texts, number: int, module: str) -> torch.Tensor:
+    """Σ x·xᵀ of what a module is given, float32 [inputs, inputs]."""
+    inputs = layer.get_submodule(module).in_features
+    total = torch.zeros((inputs, inputs))
+
+    def add(given: torch.Tensor) -> None:
+        total.addmm_(given.T, given)
+
+    feed(layer, texts, number, module, add)
+    return total
+
+
+def _embed(folder: CheckpointFolder, tokens: torch.Tensor, widths: Widths) -> torch.Tensor:
+    """The embedding's rows of some tokens [n, hidden] as the graph will hold them, float32."""
+    source = folder.tied_source if folder.tied else EMBEDDING
+    entry = folder.tensors[source]
+    rows = [load_rows(folder.path, entry, n, n + 1).float() for n in tokens.tolist()]
+    whole = torch.cat(rows)
+    module = HEAD if folder.tied else EMBEDDING.removesuffix(".weight")
+    width = widths.of(module)
+    if not width.quantized:
+        return whole
+    algorithm = "rtn" if width.algorithm == ALGORITHM else str(width.algorithm)
+    return _rounded(Block(module, 0, whole), width, algorithm)
+
+
+def _rounded(block: Block, width: Width, algorithm: str | None = None) -> torch.Tensor:
+    rounder = ROUNDERS[algorithm or str(width.algorithm)]
+    return unpack(rounder(block, width), width, block.values.shape[1])
+
+
+def _write(rounded: Rounded, width: Width, file: Path) -> None:
+    tensors: Mapping[str, Any] = {
+        PACKED: rounded.packed,
+        SCALES: rounded.scales,
+        ZERO_POINTS: rounded.zero_points,
+    }
+    made = {
+        key: torch.from_numpy(value).contiguous()
+        for key, value in tensors.items()
+        if value is not None
+    }
+    save_file(made, file, {"width": width.name})

@@ -1,0 +1,99 @@
+"""One matrix by GPTQ (Frantar et al. 2022, arXiv 2210.17323).
+
+A column is rounded, and what that changes in the outputs is made up for, as far as the inputs'
+correlations allow, by the columns that are not rounded yet. Each group's scale is set when its
+first column is reached, from the columns as they are then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from edgetune.optimize.widths import Width
+
+# Of the mean diagonal of the Hessian, as in the paper.
+DAMPING = 0.01
+# Columns that are worked on before the rest are brought up to date.
+_LAZY_COLUMNS = 128
+
+
+@dataclass(frozen=True)
+class Solved:
+    """`codes` uint8 [outputs, inputs], `scales` float32 [outputs, groups], `zero_points` uint8
+    [outputs, groups], or null where the middle code stands for zero."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zero_points: torch.Tensor | None
+
+    def values(self, width: Width) -> torch.Tensor:
+        """What the codes stand for, float32 [outputs, inputs]."""
+        assert width.group_size is not None
+        group = torch.arange(self.codes.shape[1]) // width.group_size
+        zeros = 2 ** (width.bits - 1) if self.zero_points is None else self.zero_points[:, group]
+        return (self.codes.float() - zeros) * self.scales[:, group]
+
+
+def error_factors(hessian: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse, float32 [inputs, inputs].
+
+    `hessian`: Σ x·xᵀ over the calibration's inputs. Its rows say how the error of one column is
+    spread over the later ones. Computed in float64: an input that is a sum of others would
+    otherwise be lost in rounding.
+    """
+    damped = hessian.double()
+    mean = float(damped.diagonal().mean())
+    # Inputs that are all zero: every rounding is as good as another, and the nearest is taken.
+    damped.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    del damped
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def solve(weight: torch.Tensor, factors: torch.Tensor, width: Width) -> Solved:
+    """Round a weight [outputs, inputs], float32, given `error_factors` of its inputs."""
+    assert width.group_size is not None
+    outputs, inputs = weight.shape
+    lazy = max(_LAZY_COLUMNS, width.group_size)  # a group is never cut
+    left = weight.T.contiguous()  # a column is a row of this
+    codes = torch.empty((inputs, outputs), dtype=torch.uint8)
+    scales: list[torch.Tensor] = []
+    zeros: list[torch.Tensor] = []
+    for first in range(0, inputs, lazy):
+        last = min(first + lazy, inputs)
+        block, factor = left[first:last], factors[first:last, first:last]
+        errors = torch.empty_like(block)
+        for column in range(last - first):
+            if column % width.group_size == 0:
+                scale, zero = grid(block[column : column + width.group_size], width)
+                inverse = torch.where(scale == 0, scale, 1 / scale)
+                scales.append(scale)
+                zeros.append(zero)
+            code = (block[column] * inverse + zero).round_().clamp_(0, 2**width.bits - 1)
+            codes[first + column] = code.to(torch.uint8)
+            error = (block[column] - (code - zero) * scale) / factor[column, column]
+            errors[column] = error
+            block[column + 1 :].addr_(factor[column, column + 1 :], error, alpha=-1)
+        left[last:].addmm_(factors[first:last, last:].T, errors, alpha=-1)
+    points = None if width.symmetric else torch.stack(zeros, 1).to(torch.uint8)
+    return Solved(codes.T.contiguous(), torch.stack(scales, 1), points)
+
+
+def grid(group: torch.Tensor, width: Width) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale [outputs], zero point [outputs]) of a group's columns [columns, outputs].
+
+    Without zero points the value of largest magnitude becomes the lowest code, which has no
+    counterpart at the other end (the scale has its sign); with them the range with zero is covered.
+    """
+    levels = 2**width.bits - 1
+    if width.symmetric:
+        middle = (levels + 1) // 2
+        low, high = group.amin(0), group.amax(0)
+        largest = torch.where(high > -low, high, low)
+        return largest / -middle, torch.full_like(largest, middle)
+    low, high = group.amin(0).clamp(max=0), group.amax(0).clamp(min=0)
+    scale = (high - low) / levels
+    zero = torch.where(scale == 0, scale, -low / scale).round().clamp(0, levels)
+    return scale, zero
