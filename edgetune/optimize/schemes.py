@@ -7,8 +7,9 @@ nearest, symmetric, with one float32 scale for each group of weights along the i
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgetune.errors import UsageError
 from edgetune.optimize.widths import FLOAT, Width, Widths, check_rule, parse_width
@@ -37,6 +38,10 @@ class Scheme:
     rules: tuple[tuple[str, str], ...] = ()
     # Olive passes in order; `GenaiBuilder` is the project's own.
     passes: tuple[str, ...] = ("GenaiBuilder",)
+    # Whether the width of each module is chosen by measurement, and for a graph of at most how many
+    # bits a weight; null: the smallest that meets the tolerances.
+    chooses: bool = False
+    most_bits: float | None = None
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -59,14 +64,22 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("w4a16-rtn", 4, 32, _GROUP_SIZES, "rtn", "int4", 4),
     )
 }
+# Widths chosen by measurement (docs/auto.md); `auto-5.5`: the best of 5.5 bits a weight.
+AUTO = Scheme("auto", 4, 32, (), "rtn", "int4", 4, chooses=True)
+_AUTO_BITS = re.compile(r"auto-(\d{1,2}(\.\d{1,2})?)")
 
 
 def find_scheme(name: str) -> Scheme:
     """The scheme of this name. Raises UsageError for an unknown one."""
     if name in SCHEMES:
         return SCHEMES[name]
-    close = difflib.get_close_matches(name, SCHEMES, n=1, cutoff=0.5)
-    meant = f"did you mean {close[0]!r}?" if close else f"the schemes are {', '.join(SCHEMES)}"
+    if name == AUTO.name:
+        return AUTO
+    if found := _AUTO_BITS.fullmatch(name):
+        return replace(AUTO, name=name, most_bits=float(found[1]))
+    names = [*SCHEMES, AUTO.name]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]!r}?" if close else f"the schemes are {', '.join(names)}"
     msg = f"no scheme is called {name!r}"
     raise UsageError(msg, meant)
 
@@ -78,6 +91,9 @@ def check_group_size(scheme: Scheme, group_size: int | None) -> int | None:
     """
     if group_size is None:
         return scheme.group_size
+    if scheme.chooses:
+        msg = f"the scheme {scheme.name} chooses each module's group size, so it takes none"
+        raise UsageError(msg, "leave the group size out, or choose another scheme")
     if scheme.group_size is None:
         msg = f"the scheme {scheme.name} quantizes nothing, so it takes no group size"
         raise UsageError(msg, "leave the group size out, or choose another scheme")

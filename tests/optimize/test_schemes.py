@@ -33,7 +33,7 @@ def test_a_near_miss_is_told_the_name() -> None:
     assert raised.value.hint == "did you mean 'w8a16-rtn'?"
     with pytest.raises(UsageError) as raised:
         find_scheme("magic")
-    assert raised.value.hint == "the schemes are fp32, w8a16-rtn, w4a16-rtn"
+    assert raised.value.hint == "the schemes are fp32, w8a16-rtn, w4a16-rtn, auto"
 
 
 def test_group_sizes_are_never_rounded() -> None:

@@ -1,0 +1,280 @@
+"""The sensitivity step: KL(merged ‖ one module quantized, the rest in float32), for every module.
+
+Measured at one width (`w4-g32`), from the module's own layer on: what stands before it is kept. A
+tied embedding, which is a lookup and a product, is measured at all of them. At the other widths KL
+is predicted: it grows with the squared error of the module's output (KL is quadratic in small
+errors, and those of rounding are as good as independent), which follows from the weights and the
+inputs' squares. Some allocations are then run as a whole, to show what adding costs up is worth.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgetune.checkpoint.folder import read_checkpoint
+from edgetune.checkpoint.trained import load_plain
+from edgetune.files import dump_json, write_text
+from edgetune.optimize.allocation import Allocation, Option, make_path
+from edgetune.optimize.allocation_widths import (
+    HEAD_MODULE,
+    MEASURED,
+    OFFERED,
+    fixed_bytes,
+    module_shapes,
+)
+from edgetune.optimize.widths import Width, parse_width
+from edgetune.reference.measure import deterministic, threads_for, write_logits
+from edgetune.reference.render import ScoredItem
+from edgetune.reference.survival_worker import Scored, kl_of_items, with_weight
+from edgetune.sensitivity import RESULT
+from edgetune.sensitivity.layers import layers_of, running, squares_of_inputs, states_after
+from edgetune.sensitivity.rounded import noise_energy, rounded_weight
+from edgetune.sensitivity.text import calibration_items
+
+Progress = Callable[[str], None]
+
+# Of the largest sum of KL: where allocations are measured as a whole.
+_JOINT_SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What the functions share: the model, the text, and what is known of it in float32."""
+
+    model: Any
+    items: tuple[ScoredItem, ...]
+    rows: tuple[slice, ...]
+    # Log-probabilities (or logits) of the merged model, [positions, vocabulary].
+    trained: NDArray[np.float32]
+    # What each layer gives for each item.
+    states: list[list[torch.Tensor]]
+    squares: Mapping[str, torch.Tensor]
+    default: Width
+
+    @property
+    def positions(self) -> int:
+        return self.rows[-1].stop
+
+    def kl_from(self, first: int, given: Sequence[torch.Tensor | None]) -> float:
+        """KL(merged ‖ the model as it is now) in nats a token, from layer `first` on; `given`: what
+        goes into that layer for each item."""
+        layers, total = layers_of(self.model), 0.0
+        for item, rows, state in zip(self.items, self.rows, given, strict=True):
+            with running(layers, first, len(layers), state):
+                total += sum(kl_of_items(self.model, Scored((item,), (rows,)), self.trained))
+        return total / self.positions
+
+    def before(self, first: int) -> Sequence[torch.Tensor | None]:
+        """What goes into a layer in float32, for each item."""
+        return [None] * len(self.items) if first == 0 else self.states[first - 1]
+
+
+def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """Write `sensitivity.json` into `out`: {modules: [{name, outputs, inputs, options: [{width,
+    bytes, kl, how}]}], joint: [{added, kl}], measured_at, source, items, positions, fixed_bytes,
+    parameters}; `how`: measured or predicted.
+
+    arguments: checkpoint (the merged folder), calibration (JSON lines or null), task, default (the
+    scheme's own width: {bits, group_size, algorithm, symmetric}), seed, threads, layered (the model
+    does not fit the memory; changes no result). Facts: modules, items, positions, source. Raises
+    UsageError for calibration data that is too short.
+    """
+    checkpoint = Path(arguments["checkpoint"])
+    default = Width(**arguments["default"])
+    merged = read_checkpoint(checkpoint)
+    tensors = {name: entry.shape for name, entry in merged.tensors.items()}
+    shapes = module_shapes(tensors, merged.tied)
+    progress("loading the merged model in torch")
+    scratch = out if arguments.get("layered") else None
+    model = load_plain(checkpoint, torch.float32, scratch)
+    with deterministic(threads_for(checkpoint, int(arguments["threads"]))):
+        given = arguments["calibration"]
+        source, items = calibration_items(
+            model,
+            checkpoint,
+            Path(given) if given else None,
+            arguments["task"],
+            int(arguments["seed"]),
+            len(shapes),
+            progress,
+        )
+        logits = out / "logits.npy"
+        with write_logits(model, items, logits, "merged model", progress):
+            trained = np.load(logits, mmap_mode="r", allow_pickle=False)
+            found = _in_float(model, items, trained, shapes, default, progress)
+            options = _options(found, shapes, merged.tied, progress)
+            joint = _joint(found, options, progress)
+        logits.unlink()
+    value = {
+        "measured_at": MEASURED,
+        "source": source,
+        "items": len(items),
+        "positions": found.positions,
+        "parameters": sum(outputs * inputs for outputs, inputs in shapes.values()),
+        "fixed_bytes": fixed_bytes(merged.config, tensors, merged.tied),
+        "modules": [
+            {"name": name, "outputs": shapes[name][0], "inputs": shapes[name][1], "options": rows}
+            for name, rows in options.items()
+        ],
+        "joint": joint,
+    }
+    write_text(out / RESULT, dump_json(value))
+    return {key: value[key] for key in ("source", "items", "positions", "measured_at")} | {
+        "modules": len(shapes)
+    }
+
+
+def _layer_of(module: str) -> int:
+    found = _LAYER.match(module)
+    return int(found[1]) if found else -1
+
+
+def _in_float(
+    model: Any,
+    items: tuple[ScoredItem, ...],
+    trained: NDArray[np.float32],
+    shapes: Mapping[str, tuple[int, int]],
+    default: Width,
+    progress: Progress,
+) -> _Measurement:
+    """What each layer gives in float32, and the squares of what goes into each module."""
+    counts = [item.positions for item in items]
+    ends = np.cumsum(counts)
+    rows = tuple(slice(int(e) - n, int(e)) for e, n in zip(ends, counts, strict=True))
+    modules = {name: model.get_submodule(name) for name in shapes}
+    states: list[list[torch.Tensor]] = []
+    with squares_of_inputs({n: m for n, m in modules.items() if n != HEAD_MODULE}) as squares:
+        before: Sequence[torch.Tensor | None] = [None] * len(items)
+        for number in range(len(layers_of(model))):
+            progress(f"in float32: layer {number + 1}")
+            states.append(states_after(model, items, number, before))
+            before = states[-1]
+    found = _Measurement(model, items, rows, trained, states, squares, default)
+    with squares_of_inputs({HEAD_MODULE: modules[HEAD_MODULE]}) as of_head:
+        found.kl_from(len(states), states[-1])
+    squares.update(of_head)
+    return found
+
+
+def _options(
+    found: _Measurement, shapes: Mapping[str, tuple[int, int]], tied: bool, progress: Progress
+) -> dict[str, list[dict[str, Any]]]:
+    """{module: its options}."""
+    widths = {words: parse_width(words, found.default) for words in OFFERED}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for number, (name, shape) in enumerate(shapes.items(), 1):
+        progress(f"module {number} of {len(shapes)} alone")
+        both = tied and name == HEAD_MODULE
+        wanted = [w for w in OFFERED if w != "fp32"] if both else [MEASURED]
+        measured = {words: _alone(found, name, widths[words], both) for words in wanted}
+        weight = found.model.get_submodule(name).weight.data
+        noise = {
+            words: noise_energy(name, weight, width, found.squares[name])
+            for words, width in widths.items()
+            if words not in measured
+        }
+        own = noise_energy(name, weight, widths[MEASURED], found.squares[name])
+        rows[name] = [
+            {
+                "width": words,
+                "bytes": width.stored_bytes(*shape)[0],
+                "kl": _digits(_cost(words, measured, noise, own)),
+                "how": "measured" if words in measured or not width.quantized else "predicted",
+            }
+            for words, width in widths.items()
+        ]
+    return rows
+
+
+def _cost(
+    words: str, measured: Mapping[str, float], noise: Mapping[str, float], own: float
+) -> float:
+    if words in measured:
+        return measured[words]
+    return measured[MEASURED] * noise[words] / own if own else 0.0
+
+
+def _alone(found: _Measurement, name: str, width: Width, both: bool) -> float:
+    """KL of the model with this module alone quantized; `both`: it is the embedding too."""
+    module = found.model.get_submodule(name)
+    layer = _layer_of(name)
+    first = layer if layer >= 0 else (0 if both else len(found.states))
+    (kl,) = with_weight(
+        module,
+        rounded_weight(name, module.weight.data, width),
+        lambda: [found.kl_from(first, found.before(first))],
+    )
+    return kl
+
+
+def _joint(
+    found: _Measurement, options: Mapping[str, list[dict[str, Any]]], progress: Progress
+) -> list[dict[str, float]]:
+    """Allocations of the greedy path, quantized as a whole: what was added up, and what it is."""
+    path = make_path(
+        {n: [Option(o["width"], o["bytes"], o["kl"]) for o in rows] for n, rows in options.items()}
+    )
+    most = path[0].kl
+    chosen: dict[float, Allocation] = {}
+    for share in _JOINT_SHARES:
+        nearest = next((a for a in path if a.kl <= share * most), path[-1])
+        if nearest.kl > 0:
+            chosen[nearest.kl] = nearest
+    rows = []
+    for number, allocation in enumerate(chosen.values(), 1):
+        progress(f"allocation {number} of {len(chosen)} as a whole")
+        rows.append({"added": allocation.kl, "kl": _digits(_together(found, allocation))})
+    return rows
+
+
+def _together(found: _Measurement, allocation: Allocation) -> float:
+    """KL of the model with every module at its width, one layer quantized at a time."""
+    model, widths = (
+        found.model,
+        {name: parse_width(words, found.default) for name, words in allocation.widths.items()},
+    )
+    head = model.get_submodule(HEAD_MODULE)
+    rounded = rounded_weight(HEAD_MODULE, head.weight.data, widths[HEAD_MODULE])
+
+    def run() -> list[float]:
+        given: Sequence[torch.Tensor | None] = [None] * len(found.items)
+        for number in range(len(found.states)):
+            own = [name for name in widths if _layer_of(name) == number]
+            given = _with_weights(found, own, widths, number, given)
+        return [found.kl_from(len(found.states), given)]
+
+    return with_weight(head, rounded, run)[0]
+
+
+def _with_weights(
+    found: _Measurement,
+    names: Sequence[str],
+    widths: Mapping[str, Width],
+    layer: int,
+    given: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor]:
+    """What a layer gives with these modules quantized."""
+    before = {}
+    try:
+        for name in names:
+            module = found.model.get_submodule(name)
+            before[name] = module.weight.data
+            module.weight.data = rounded_weight(name, module.weight.data, widths[name])
+        return states_after(found.model, found.items, layer, given)
+    finally:
+        for name, weight in before.items():
+            found.model.get_submodule(name).weight.data = weight
+
+
+def _digits(value: float) -> float:
+    """Four digits: the last ones depend on how the processor adds."""
+    return float(f"{value:.4g}")
