@@ -108,12 +108,28 @@ def run_builds(
 
 
 def _run_builds(plans: Sequence[Plan], out: Path, until: str, thorough: bool) -> list[Build]:
+    chooses = plans[0].scheme.chooses and until in STEPS[STEPS.index("optimize") :]
+    line, plans = _begin(plans, out, until, chooses, thorough)
+    return _run_auto(line, plans) if chooses else _finish(line, plans)
+
+
+def measure_sensitivities(plan: Plan, out: Path) -> tuple[Plan, Mapping[str, Any]]:
+    """(the plan, settled; the facts of merge and reference) when its sensitivities are in the
+    store: for predictions without a graph. Raises the error of the step that fails."""
+    line, (settled_plan,) = _begin([plan], out, "reference", True, False)
+    return settled_plan, line.facts
+
+
+def _begin(
+    plans: Sequence[Plan], out: Path, until: str, chooses: bool, thorough: bool
+) -> tuple[_Line, Sequence[Plan]]:
+    """The steps that all devices share; `chooses`: with the sensitivities that widths are chosen
+    by."""
     out = out.resolve()
     store = open_store(out)
     reached = STEPS[: STEPS.index(until) + 1]
 
     merges = merge_steps(plans[0])
-    chooses = plans[0].scheme.chooses and "optimize" in reached
     # The graph needs no reference, unless that is what chooses between two merges, or widths.
     measures = "reference" in reached and (until != "optimize" or len(merges) > 1 or chooses)
     reference = reference_step(plans[0], store)
@@ -125,16 +141,15 @@ def _run_builds(plans: Sequence[Plan], out: Path, until: str, thorough: bool) ->
             print_warning(warning)
     facts: dict[str, Any] = {}
     if measures:
-        shared.append(run_step(reference, store, then=graph))
+        after = sensitivity_step(plans[0], store) if chooses and len(merges) == 1 else graph
+        shared.append(run_step(reference, store, then=after))
         plans = [settled(plan, shared[-1].facts) for plan in plans]
         merged = path_of(store, merge_step(plans[0]))
         merge = next(result for result in shared if result.path == str(merged))
         facts = {**merge.facts, **shared[-1].facts}
-    line = _Line(out, reached, tuple(shared), facts, thorough)
-    if not chooses:
-        return _finish(line, plans)
-    measured = run_step(sensitivity_step(plans[0], store), store)
-    return _run_auto(replace(line, shared=(*shared, measured)), plans)
+    if chooses:
+        shared.append(run_step(sensitivity_step(plans[0], store), store))
+    return _Line(out, reached, tuple(shared), facts, thorough), plans
 
 
 @dataclass(frozen=True)

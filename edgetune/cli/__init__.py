@@ -15,6 +15,7 @@ from edgetune.cli.gate import gate
 from edgetune.cli.inspect import inspect
 from edgetune.cli.recipes import recipes
 from edgetune.cli.run import run
+from edgetune.cli.search import search
 from edgetune.cli.validate import validate
 
 
@@ -32,5 +33,5 @@ def edgetune(debug: bool) -> None:
     del debug  # read by __main__, which shows errors
 
 
-for command in (build, inspect, validate, gate, run, devices, recipes, doctor):
+for command in (build, search, inspect, validate, gate, run, devices, recipes, doctor):
     edgetune.add_command(command)
