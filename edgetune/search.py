@@ -37,6 +37,11 @@ from edgetune.recipe import Recipe
 # Of the way from the smallest graph to that of 8 bits everywhere: where sizes are asked for.
 _POINTS = (0.1, 0.25, 0.5)
 _PREDICTED_POINTS = 12
+# What a row has beside scheme, label and verdict; null where it was not measured.
+_FIGURES = (
+    *("bytes", "graph_bytes", "kl_mean", "top1_agreement", "retention", "task_metrics"),
+    *("prefill_tokens_per_s", "decode_tokens_per_s", "reason", "package", "report"),
+)
 
 
 def plan_rows(recipe: Recipe, schemes: Sequence[str], device: str | None, out: Path) -> list[Plan]:
@@ -170,9 +175,7 @@ def _uniform(widths: Widths, found: Sensitivities) -> Allocation | None:
 
 
 def _empty(scheme: str, verdict: str | None) -> dict[str, Any]:
-    keys = ("bytes", "graph_bytes", "kl_mean", "top1_agreement", "retention", "task_metrics",
-            "prefill_tokens_per_s", "decode_tokens_per_s", "reason", "package", "report")  # fmt: skip
-    return {"scheme": scheme, "label": "", "verdict": verdict, **dict.fromkeys(keys)}
+    return {"scheme": scheme, "label": "", "verdict": verdict, **dict.fromkeys(_FIGURES)}
 
 
 def _predicted(scheme: str, allocation: Allocation, found: Sensitivities) -> dict[str, Any]:
