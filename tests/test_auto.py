@@ -1,4 +1,4 @@
-"""`scheme: auto`: what is refused before work starts, how tries are judged, and the line of steps."""
+"""`scheme: auto`: what is refused before work starts, how tries are judged, the steps."""
 
 from __future__ import annotations
 
@@ -106,20 +106,22 @@ def check(name: str, value: float, bound: float, limit: float) -> dict[str, Any]
     return {"name": name, "value": value, "low": low, "high": high, "limit": limit}
 
 
+GOOD = check("kl_mean", 0.02, 0.03, 0.05)
+
+
 @pytest.mark.parametrize(
     ("checks", "missed", "kl"),
     [
-        ([check("kl_mean", 0.02, 0.03, 0.05)], (), 0.03),
+        ([GOOD], (), 0.03),
         ([check("kl_mean", 0.04, 0.06, 0.05)], ("kl_mean",), 0.06),
         # (1 − 0.93) of (1 − 0.95), in units of 0.05
         ([check("retention", 0.96, 0.93, 0.95)], ("retention",), 0.07),
         ([check("emulated.kl_mean", 0.04, 0.06, 0.05)], ("emulated.kl_mean",), 0.06),
-        ([check("kl_mean", 0.02, 0.03, 0.05), check("exact_match_drop", 0.03, 0.05, 0.02)],
-         ("exact_match_drop",), 0.03),
-        ([check("kl_mean", 0.02, 0.03, 0.05), check("exact_match_drop", 0.0, 0.05, 0.02)], (), 0.03),
-        ([check("kl_mean", 0.02, 0.03, 0.05), check("time_to_answer_ratio", 2.0, 2.1, 1.0)], (), 0.03),
+        ([GOOD, check("exact_match_drop", 0.03, 0.05, 0.02)], ("exact_match_drop",), 0.03),
+        ([GOOD, check("exact_match_drop", 0.0, 0.05, 0.02)], (), 0.03),
+        ([GOOD, check("time_to_answer_ratio", 2.0, 2.1, 1.0)], (), 0.03),
     ],
-)  # fmt: skip
+)
 def test_a_try_is_judged_by_fidelity(
     checks: list[dict[str, Any]], missed: tuple[str, ...], kl: float
 ) -> None:

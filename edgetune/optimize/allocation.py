@@ -31,6 +31,8 @@ class Option:
 
 Options = Mapping[str, Sequence[Option]]
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -148,16 +150,16 @@ def _reached(
 ) -> tuple[Allocation, str | None] | None:
     """(the first allocation within the limit, the module of the last step); null for none."""
     chosen, cost, last = dict(start.chosen), start.kl, None
-    while cost > kl:
+    while True:
+        # A running sum of floats is off in its last digits; the sum itself decides.
+        if cost <= kl + _ROUNDING and (found := Allocation(dict(chosen))).kl <= kl:
+            return found, last
         step = next(steps, None)
         if step is None:
-            # Sums of floats: what is left over in the last digit is no miss.
-            found = Allocation(chosen)
-            return (found, last) if found.kl <= kl else None
+            return None
         last, option = step
         cost += option.kl - chosen[last].kl
         chosen[last] = option
-    return Allocation(chosen), last
 
 
 def _option_before(given: Sequence[Option], option: Option) -> Option:
