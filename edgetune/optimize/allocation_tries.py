@@ -18,9 +18,9 @@ from edgetune.optimize.allocation import Allocation, Option, Options, best_under
 MOST_TRIES = 3
 # Of a limit on KL: a figure's upper bound must be within it, not the figure alone.
 _FIRST_MARGIN, _NEXT_MARGIN = 0.7, 0.9
-# A try that missed is followed by one that costs clearly less; one that passed by one that is
-# clearly smaller, or by none.
-_LESS, _SMALLER = 0.6, 0.98
+# A try that missed by the task's metric alone is followed by one that costs clearly less; how much
+# less KL is needed is known. One that passed is followed by one that is clearly smaller, or by none.
+_LESS, _A_LITTLE_LESS, _SMALLER = 0.6, 0.97, 0.98
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,14 @@ def next_choice(found: Sensitivities, wanted: Wanted, tries: Sequence[Try]) -> A
         expected = found.together(last.allocation.kl)
         ratio = last.kl / expected if expected > 0 and last.kl > 0 else 1.0
         allowed = found.added_within(wanted.kl * _NEXT_MARGIN / ratio)
-    missed = [t.allocation.kl for t in tries if not t.met]
+    missed = [
+        t.allocation.kl * (_LESS if t.kl <= wanted.kl else _A_LITTLE_LESS)
+        for t in tries
+        if not t.met
+    ]
     met = [t.allocation for t in tries if t.met]
     if missed:
-        allowed = min(allowed, _LESS * min(missed))
+        allowed = min(allowed, *missed)
     choice = smallest_within(found.options, allowed)
     if met:
         small_enough = choice is not None and choice.bytes <= _SMALLER * min(m.bytes for m in met)
