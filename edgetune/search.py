@@ -57,6 +57,8 @@ def plan_rows(recipe: Recipe, schemes: Sequence[str], device: str | None, out: P
             plans.append(_plan(recipe, scheme, device, out))
         except PlanError as why:
             problems += why.problems
+        except UsageError as why:
+            problems.append(Problem(why.message, why.hint))
     if problems:
         raise PlanError(list(dict.fromkeys(problems)))
     return plans

@@ -60,8 +60,9 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
             "block_size": option(int),
             "is_symmetric": option(bool),
             "accuracy_level": option(int),
-            # Of the modules, as JSON (`optimize.widths`); none in a float graph.
-            "widths": option(str),
+            # Of the modules (`Widths.as_json`); none in a float graph. Not a string: Olive asks the
+            # system whether each is a path, and a long one is a name that is too long.
+            "widths": option(dict),
         }
 
     def _run_for_config(
@@ -71,7 +72,7 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
         precision = options.pop("precision")
         provider = options.pop("execution_provider")
         found = options.pop("widths", None)
-        widths = widths_from_json(json.loads(found)) if found else Widths(FLOAT)
+        widths = widths_from_json(found) if found else Widths(FLOAT)
         folder = Path(output_model_path)
         folder.mkdir(parents=True, exist_ok=True)
         _build(model.model_name_or_path, folder, precision, provider, options, widths)

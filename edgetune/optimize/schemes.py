@@ -85,12 +85,13 @@ def find_scheme(name: str) -> Scheme:
 
 
 def check_group_size(scheme: Scheme, group_size: int | None) -> int | None:
-    """The group size to use: the given one, else the scheme's own.
+    """The group size to use: the given one, else the scheme's own; null where there is none, or
+    each module has its own.
 
     Raises UsageError for one that the scheme does not take; nothing is rounded to a legal one.
     """
     if group_size is None:
-        return scheme.group_size
+        return None if scheme.chooses else scheme.group_size
     if scheme.chooses:
         msg = f"the scheme {scheme.name} chooses each module's group size, so it takes none"
         raise UsageError(msg, "leave the group size out, or choose another scheme")

@@ -9,6 +9,7 @@ inputs' squares. Some allocations are then run as a whole, to show what adding c
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
         "source": source,
         "items": len(items),
         "positions": found.positions,
-        "parameters": sum(outputs * inputs for outputs, inputs in shapes.values()),
+        "parameters": sum(math.prod(shape) for shape in tensors.values()),
         "fixed_bytes": fixed_bytes(merged.config, tensors, merged.tied),
         "modules": [
             {"name": name, "outputs": shapes[name][0], "inputs": shapes[name][1], "options": rows}

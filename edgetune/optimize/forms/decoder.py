@@ -4,7 +4,6 @@ its key-value cache, and the quantized products, as ONNX Runtime's own operators
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]
             "block_size": widths.default.group_size,
             "is_symmetric": widths.default.symmetric,
             "accuracy_level": scheme.accuracy_level,
-            "widths": json.dumps(widths.as_json(), sort_keys=True),
+            "widths": widths.as_json(),
         }
     (name,) = scheme.passes
     return {"builder": {"type": name, "config": options}}
