@@ -18,8 +18,8 @@ from edgetune.optimize.allocation import Allocation, Option, Options, best_under
 MOST_TRIES = 3
 # Of a limit on KL: a figure's upper bound must be within it, not the figure alone.
 _FIRST_MARGIN, _NEXT_MARGIN = 0.7, 0.9
-# A try that missed by the task's metric alone is followed by one that costs clearly less; how much
-# less KL is needed is known. One that passed is followed by one that is clearly smaller, or by none.
+# A try that missed by the metric of the task alone is followed by one that costs clearly less; how
+# much less KL is needed is known. One that passed is followed by a clearly smaller one, or none.
 _LESS, _A_LITTLE_LESS, _SMALLER = 0.6, 0.97, 0.98
 
 
