@@ -29,7 +29,7 @@ def frontier_svg(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     if not shown:
         msg = "no row has a size and a KL"
         raise ValueError(msg)
-    sizes = [row["bytes"] / 1e6 for row in shown]
+    sizes: list[float] = [row["bytes"] / 1e6 for row in shown]
     logs = [math.log10(row["kl_mean"]["value"]) for row in shown]
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     low, high = (low, high) if high > low else (low - 1, high)

@@ -63,7 +63,7 @@ class _Measurement:
 
     @property
     def positions(self) -> int:
-        return self.rows[-1].stop
+        return int(self.rows[-1].stop)
 
     def kl_from(self, first: int, given: Sequence[torch.Tensor | None]) -> float:
         """KL(merged ‖ the model as it is now) in nats a token, from layer `first` on; `given`: what
