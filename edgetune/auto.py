@@ -36,6 +36,8 @@ from edgetune.step import folder_of, path_of, read_record
 Reports = Sequence[Mapping[str, Any]]
 # Manifest, lock, checksums, settings, and what the graph's folder holds besides weights.
 _SMALL_FILES_BYTES = 64_000
+# Where nothing at all is allowed.
+_FAR_TOO_MUCH = 100.0
 
 
 @dataclass(frozen=True)
@@ -115,33 +117,45 @@ def known_reports(
 def judge_try(allocation: Allocation, reports: Reports, wanted: Wanted) -> Try:
     """What the reports' fidelity says of an allocation: its checks of tolerances, latency aside.
 
-    A drop of the task's metric of which nothing was measured is no miss of the widths: too few
-    items cannot exclude it. KL is in units of the limit that was wanted, so that the check that is
-    nearest to its limit counts.
+    KL is in units of the limit that was wanted, so that the check that is nearest to its limit
+    counts: a loss of the task's metric is taken to grow as KL does.
     """
     missed: dict[str, None] = {}
     excess = 0.0
     for check in (check for report in reports for check in report["checks"]):
-        name, limit, value = check["name"].removeprefix(EMULATED), check["limit"], check["value"]
-        if value is None:
+        own = _share_of_limit(check)
+        if own is None:
             continue
-        if name == "kl_mean":
-            excess = max(excess, check["high"] / limit if limit else float("inf"))
-            over = check["high"] > limit
-        elif name == "retention":
-            lost = 1 - check["low"]
-            excess = max(excess, lost / (1 - limit) if limit < 1 else float("inf"))
-            over = check["low"] < limit
-        elif name.endswith(DROP):
-            over = value > 0 and check["high"] > limit
-        else:
-            over = name == "finite_outputs" and value > limit
-        if over:
+        excess = max(excess, own)
+        if own > 1:
             missed[check["name"]] = None
     kl = max(report["fidelity"]["kl_mean"]["high"] for report in reports)
-    if wanted.kl is not None:
-        kl = excess * wanted.kl
-    return Try(allocation, kl, not missed, tuple(missed))
+    return Try(
+        allocation, kl if wanted.kl is None else excess * wanted.kl, not missed, tuple(missed)
+    )
+
+
+def _share_of_limit(check: Mapping[str, Any]) -> float | None:
+    """How much of what it allows a check of fidelity has used up, by its worse bound; above 1: too
+    much. Null for the others, and for what was not measured."""
+    name, limit, value = check["name"].removeprefix(EMULATED), check["limit"], check["value"]
+    if value is None:
+        return None
+    used, allowed = 0.0, 1.0
+    if name == "retention":
+        used, allowed = 1 - check["low"], 1 - limit
+    elif name == "kl_mean":
+        used, allowed = check["high"], limit
+    elif name.endswith(DROP):
+        # Where nothing was lost, more bits do not help: too few items cannot exclude a loss.
+        used, allowed = (check["high"], limit) if value > 0 else (0.0, 1.0)
+    elif name == "finite_outputs":
+        used, allowed = value, limit
+    else:
+        return None
+    if used <= 0:
+        return 0.0
+    return used / allowed if allowed > 0 else _FAR_TOO_MUCH
 
 
 def allocation_section(plan: Plan, choice: Choice) -> dict[str, Any]:

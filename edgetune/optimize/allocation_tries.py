@@ -18,9 +18,9 @@ from edgetune.optimize.allocation import Allocation, Option, Options, best_under
 MOST_TRIES = 3
 # Of a limit on KL: a figure's upper bound must be within it, not the figure alone.
 _FIRST_MARGIN, _NEXT_MARGIN = 0.7, 0.9
-# A try that missed by the metric of the task alone is followed by one that costs clearly less; how
-# much less KL is needed is known. One that passed is followed by a clearly smaller one, or none.
-_LESS, _A_LITTLE_LESS, _SMALLER = 0.6, 0.97, 0.98
+# A try that missed is followed by one that costs less; one that passed by one that is clearly
+# smaller, or by none.
+_LESS, _SMALLER = 0.97, 0.98
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Try:
-    """An allocation that was built; `kl`: the upper bound of what was verified; `met`: every
-    tolerance; `missed`: those that were not."""
+    """An allocation that was built; `kl`: the upper bound of what was verified, in units of the
+    limit; `met`: every tolerance; `missed`: those that were not."""
 
     allocation: Allocation
     kl: float
@@ -115,11 +115,7 @@ def next_choice(found: Sensitivities, wanted: Wanted, tries: Sequence[Try]) -> A
         expected = found.together(last.allocation.kl)
         ratio = last.kl / expected if expected > 0 and last.kl > 0 else 1.0
         allowed = found.added_within(wanted.kl * _NEXT_MARGIN / ratio)
-    missed = [
-        t.allocation.kl * (_LESS if t.kl <= wanted.kl else _A_LITTLE_LESS)
-        for t in tries
-        if not t.met
-    ]
+    missed = [_LESS * t.allocation.kl for t in tries if not t.met]
     met = [t.allocation for t in tries if t.met]
     if missed:
         allowed = min(allowed, *missed)

@@ -1,10 +1,11 @@
 """The sensitivity step: KL(merged ‖ one module quantized, the rest in float32), for every module.
 
-Measured at one width (`w4-g32`), from the module's own layer on: what stands before it is kept. A
-tied embedding, which is a lookup and a product, is measured at all of them. At the other widths KL
-is predicted: it grows with the squared error of the module's output (KL is quadratic in small
-errors, and those of rounding are as good as independent), which follows from the weights and the
-inputs' squares. Some allocations are then run as a whole, to show what adding costs up is worth.
+Measured at `w4-g32`, and where that costs much at `w8-g32` too, from the module's own layer on:
+what stands before it is kept. A tied embedding, which is a lookup and a product, is measured at all
+widths. At the other widths KL is predicted: it grows with the squared error of the module's output
+(KL is quadratic in small errors, and those of rounding are as good as independent), which follows
+from the weights and the inputs' squares. Some allocations are then run as a whole, to show what
+adding costs up is worth.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ Progress = Callable[[str], None]
 
 # Of the largest sum of KL: where allocations are measured as a whole.
 _JOINT_SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
+# Of all modules' KL at 4 bits: from here on a module is measured at 8 bits as well.
+_LARGE_SHARE = 0.02
+_MEASURED_8 = "w8-g32"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -171,37 +175,52 @@ def _options(
 ) -> dict[str, list[dict[str, Any]]]:
     """{module: its options}."""
     widths = {words: parse_width(words, found.default) for words in OFFERED}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for number, (name, shape) in enumerate(shapes.items(), 1):
+    both = {HEAD_MODULE} if tied else set()
+    measured: dict[str, dict[str, float]] = {}
+    for number, name in enumerate(shapes, 1):
         progress(f"module {number} of {len(shapes)} alone")
-        both = tied and name == HEAD_MODULE
-        wanted = [w for w in OFFERED if w != "fp32"] if both else [MEASURED]
-        measured = {words: _alone(found, name, widths[words], both) for words in wanted}
-        weight = found.model.get_submodule(name).weight.data
-        noise = {
-            words: noise_energy(name, weight, width, found.squares[name])
-            for words, width in widths.items()
-            if words not in measured
+        wanted = [w for w in OFFERED if w != "fp32"] if name in both else [MEASURED]
+        measured[name] = {w: _alone(found, name, widths[w], name in both) for w in wanted}
+    # Where 4 bits cost much, KL is no longer quadratic and says little of 8 bits.
+    total = sum(costs[MEASURED] for costs in measured.values())
+    large = [name for name, costs in measured.items() if costs[MEASURED] >= _LARGE_SHARE * total]
+    for number, name in enumerate(large, 1):
+        progress(f"module {number} of {len(large)} alone, at 8 bits")
+        if name not in both:
+            measured[name][_MEASURED_8] = _alone(found, name, widths[_MEASURED_8], False)
+    return {name: _rows(found, name, shapes[name], widths, measured[name]) for name in shapes}
+
+
+def _rows(
+    found: _Measurement,
+    name: str,
+    shape: tuple[int, int],
+    widths: Mapping[str, Width],
+    measured: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """The options of a module: what was measured of it, and what follows from its noise."""
+    weight = found.model.get_submodule(name).weight.data
+
+    def noise(words: str) -> float:
+        return noise_energy(name, weight, widths[words], found.squares[name])
+
+    own = {words: noise(words) for words in (MEASURED, _MEASURED_8) if words in measured}
+
+    def cost(words: str) -> float:
+        if words in measured or not widths[words].quantized:
+            return measured.get(words, 0.0)
+        near = _MEASURED_8 if widths[words].bits == 8 and _MEASURED_8 in own else MEASURED
+        return measured[near] * noise(words) / own[near] if own[near] else 0.0
+
+    return [
+        {
+            "width": words,
+            "bytes": width.stored_bytes(*shape)[0],
+            "kl": _digits(cost(words)),
+            "how": "measured" if words in measured or not width.quantized else "predicted",
         }
-        own = noise_energy(name, weight, widths[MEASURED], found.squares[name])
-        rows[name] = [
-            {
-                "width": words,
-                "bytes": width.stored_bytes(*shape)[0],
-                "kl": _digits(_cost(words, measured, noise, own)),
-                "how": "measured" if words in measured or not width.quantized else "predicted",
-            }
-            for words, width in widths.items()
-        ]
-    return rows
-
-
-def _cost(
-    words: str, measured: Mapping[str, float], noise: Mapping[str, float], own: float
-) -> float:
-    if words in measured:
-        return measured[words]
-    return measured[MEASURED] * noise[words] / own if own else 0.0
+        for words, width in widths.items()
+    ]
 
 
 def _alone(found: _Measurement, name: str, width: Width, both: bool) -> float:
