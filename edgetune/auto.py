@@ -26,7 +26,12 @@ from edgetune.optimize.allocation_tries import (
     read_sensitivities,
     what_it_would_take,
 )
-from edgetune.optimize.allocation_widths import MEASURED, own_widths
+from edgetune.optimize.allocation_widths import (
+    EMBEDDING_MODULE,
+    MEASURED,
+    own_widths,
+    plain_width,
+)
 from edgetune.optimize.schemes import make_widths
 from edgetune.plan import Plan
 from edgetune.report.verdict import DROP, EMULATED
@@ -163,7 +168,7 @@ def allocation_section(plan: Plan, choice: Choice) -> dict[str, Any]:
     found, best = choice.found, choice.best
     plain = Allocation(
         {
-            module: next((o for o in given if o.width == MEASURED), given[0])
+            module: next((o for o in given if o.width == plain_width(module)), given[0])
             for module, given in found.options.items()
         }
     )
@@ -176,13 +181,13 @@ def allocation_section(plan: Plan, choice: Choice) -> dict[str, Any]:
         ],
         "predicted": {
             "graph_bytes": found.graph_bytes(own),
-            "bytes_per_token": own.bytes,
+            "bytes_per_token": _bytes_per_token(own),
             "kl_mean": found.together(own.kl),
         },
         "plain": {
             "width": MEASURED,
             "graph_bytes": found.graph_bytes(plain),
-            "bytes_per_token": plain.bytes,
+            "bytes_per_token": _bytes_per_token(plain),
             "kl_mean": found.together(plain.kl),
         },
         "wanted_kl": choice.wanted.kl,
@@ -199,6 +204,12 @@ def allocation_section(plan: Plan, choice: Choice) -> dict[str, Any]:
         ],
         "would_take": what_it_would_take(found, choice.wanted, choice.tries) or None,
     }
+
+
+def _bytes_per_token(allocation: Allocation) -> int:
+    """Of quantized matrices: all of them, but for an embedding of its own, of which it is a row."""
+    looked_up = allocation.chosen.get(EMBEDDING_MODULE)
+    return allocation.bytes - (looked_up.bytes if looked_up else 0)
 
 
 def _wanted(plan: Plan, store: Path, found: Sensitivities, kl_base: float | None) -> Wanted:

@@ -27,7 +27,7 @@ from edgetune.estimates import (
 )
 from edgetune.files import read_json
 from edgetune.host import Host
-from edgetune.optimize.allocation_widths import MEASURED, smallest_graph_bytes
+from edgetune.optimize.allocation_widths import plain_width, smallest_graph_bytes
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
 from edgetune.optimize.widths import Widths, unused_rules
@@ -149,7 +149,7 @@ class Plan:
         rules: Mapping[str, str] = self.recipe.protect
         if self.chosen is not None:
             # The scheme's own width is that of all others.
-            rules = {module: words for module, words in self.chosen.items() if words != MEASURED}
+            rules = {m: words for m, words in self.chosen.items() if words != plain_width(m)}
         return make_widths(self.scheme, self.group_size, rules)
 
 

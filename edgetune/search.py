@@ -26,7 +26,7 @@ from edgetune.errors import (
 from edgetune.estimates import weight_shapes
 from edgetune.optimize.allocation import Allocation, make_path
 from edgetune.optimize.allocation_tries import Sensitivities
-from edgetune.optimize.allocation_widths import smallest_graph_bytes
+from edgetune.optimize.allocation_widths import EMBEDDING_MODULE, smallest_graph_bytes
 from edgetune.optimize.schemes import AUTO, SCHEMES, find_scheme, make_widths, parse_scheme
 from edgetune.optimize.size import predict_graph_bytes
 from edgetune.optimize.widths import Widths
@@ -168,7 +168,7 @@ def _uniform(widths: Widths, found: Sensitivities) -> Allocation | None:
     own = make_widths(AUTO).default.algorithm
     chosen = {}
     for module, given in found.options.items():
-        width = widths.of(module)
+        width = widths.of_embedding() if module == EMBEDDING_MODULE else widths.of(module)
         option = next((o for o in given if o.width == width.name), None)
         if option is None or width.algorithm not in (own, None) or not width.symmetric:
             return None

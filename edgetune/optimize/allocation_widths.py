@@ -14,15 +14,15 @@ Shape = tuple[int, ...]
 
 _GROUPS = (16, 32, 64, 128, 256)
 OFFERED = (*(f"w4-g{size}" for size in _GROUPS), *(f"w8-g{size}" for size in _GROUPS), "fp32")
-# Of all modules, what each costs alone is measured at this one.
+# Of all modules, what each costs alone is measured at this one, and it is the default of the rest.
 MEASURED = "w4-g32"
-HEAD_MODULE = HEAD.removesuffix(".weight")
+HEAD_MODULE, EMBEDDING_MODULE = HEAD.removesuffix(".weight"), EMBEDDING.removesuffix(".weight")
 
 
 def module_shapes(tensors: Mapping[str, Shape], tied: bool) -> dict[str, tuple[int, int]]:
     """{module: (outputs, inputs)} of all that a graph can quantize, by name, the head last.
 
-    A tied embedding is the head's; one of its own stays in float32 and is left out.
+    A tied embedding is the head's; one of its own stays in float32 unless it is chosen otherwise.
     """
     found = {
         name.removesuffix(".weight"): (shape[0], shape[1])
@@ -30,15 +30,26 @@ def module_shapes(tensors: Mapping[str, Shape], tied: bool) -> dict[str, tuple[i
         if len(shape) == 2 and name not in (EMBEDDING, HEAD)
     }
     head = tensors[EMBEDDING if tied and EMBEDDING in tensors else HEAD]
+    if not tied:
+        rows, width = tensors[EMBEDDING]
+        found[EMBEDDING_MODULE] = (rows, width)
     return {**found, HEAD_MODULE: (head[0], head[1])}
 
 
+def plain_width(module: str) -> str:
+    """Its width where nothing is chosen and nothing protected."""
+    return "fp32" if module == EMBEDDING_MODULE else MEASURED
+
+
 def fixed_bytes(config: Mapping[str, Any], tensors: Mapping[str, Shape], tied: bool) -> int:
-    """Of the graph, what no width changes: norms, tables, nodes, an embedding of its own."""
+    """Of the graph, what no width changes: norms, tables, nodes."""
     default = Width(4, 32, "rtn")
     total, _ = predict_graph_bytes(config, tensors, tied, Widths(default))
-    modules = module_shapes(tensors, tied).values()
-    return total - sum(default.stored_bytes(*shape)[0] for shape in modules)
+    plain = {
+        module: parse_width(plain_width(module), default).stored_bytes(*shape)[0]
+        for module, shape in module_shapes(tensors, tied).items()
+    }
+    return total - sum(plain.values())
 
 
 def smallest_graph_bytes(
@@ -48,22 +59,13 @@ def smallest_graph_bytes(
     by its rules."""
     total = fixed_bytes(config, tensors, tied)
     for module, shape in module_shapes(tensors, tied).items():
-        own = own_width(protected, module)
+        own = protected.own(module)
         widths = [own] if own else [parse_width(words, protected.default) for words in OFFERED]
         total += min(width.stored_bytes(*shape)[0] for width in widths)
     return total
 
 
-def own_width(protected: Widths, module: str) -> Width | None:
-    """The width that a rule gives a module; null where none fits."""
-    return next((w for words, w in protected.rules if _fits(words, module)), None)
-
-
 def own_widths(protected: Widths, modules: Iterable[str]) -> dict[str, str]:
     """{module: its width} of those with one of their own."""
-    found = {module: own_width(protected, module) for module in modules}
+    found = {module: protected.own(module) for module in modules}
     return {module: width.name for module, width in found.items() if width is not None}
-
-
-def _fits(words: str, module: str) -> bool:
-    return module == words or module.endswith(f".{words}")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.folder import EMBEDDING
 from edgetune.checkpoint.graph_weights import places_of
 from edgetune.errors import StepFailedError
 from edgetune.optimize.widths import FLOAT, Widths
@@ -153,7 +154,9 @@ def _embedding(graph: Any, constants: Mapping[str, Any]) -> str:
         if "input_ids" not in list(node.input):
             continue
         if node.op_type == "GatherBlockQuantized":
-            return f"int{_attribute(node, 'bits', 4)}, shared with the head"
+            source = producers[node.input[0]].input[0]
+            shared = "" if source.startswith(EMBEDDING) else ", shared with the head"
+            return f"int{_attribute(node, 'bits', 4)}{shared}"
         if node.op_type == "Gather" and node.input[0] in constants:
             name: str = TensorProto.DataType.Name(constants[node.input[0]].data_type)
             return {"FLOAT": "float32"}.get(name, name.lower())

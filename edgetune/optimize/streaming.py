@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from edgetune.checkpoint.folder import read_checkpoint
+from edgetune.checkpoint.folder import EMBEDDING, read_checkpoint
 from edgetune.checkpoint.graph_weights import places_of
 from edgetune.checkpoint.mapped import mapped_model
 from edgetune.optimize.rounding import ROUNDERS
@@ -28,7 +28,7 @@ from edgetune.optimize.streamed import (
     quantized_tensors,
     return_freed_memory,
 )
-from edgetune.optimize.widths import Widths
+from edgetune.optimize.widths import Width, Widths
 
 _HEAD = "lm_head"
 _WEIGHT = ".MatMul.weight"
@@ -86,9 +86,28 @@ def streaming(model_class: Any, widths: Widths) -> Mapping[str, Callable[..., An
         zeros = "" if head.symmetric else f"{name}_zero_points"
         return head.bits, f"{name}_Q{head.bits}", f"{name}_scales", zeros
 
-    def look_up(self: Any, *arguments: Any) -> Any:
+    def look_up(self: Any, embedding: Any, *arguments: Any) -> Any:
+        tied = self.tied_quantized_embeddings or self.tied_unquantized_embeddings
+        own = widths.of_embedding()
+        if tied or not own.quantized:
+            return looked_up(self, head, embedding, *arguments)
+        # An embedding of its own, looked up as the builder looks a tied one up.
+        matrix = Matrix((embedding.detach(),), self.mapped_files.release)
+        rounder = ROUNDERS[str(own.algorithm)]
+        places = ((EMBEDDING.removesuffix(".weight"), 0),)
+        tensors = quantized_tensors(EMBEDDING, matrix, own, rounder, places)
+        names = [_register(self, tensor).name for tensor in tensors]
+        zeros = names[2] if len(names) > 2 else ""
+        self.make_tied_quantized_embedding_input_names = lambda: (own.bits, *names[:2], zeros)
+        self.tied_quantized_embeddings = True
+        try:
+            return looked_up(self, own, embedding, *arguments)
+        finally:
+            self.tied_quantized_embeddings = False
+
+    def looked_up(self: Any, width: Width, *arguments: Any) -> Any:
         before = self.quant_attrs["matmul_block_size"]
-        self.quant_attrs["matmul_block_size"] = head.group_size
+        self.quant_attrs["matmul_block_size"] = width.group_size
         try:
             return make_lookup(self, *arguments)
         finally:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from edgetune.checkpoint.trained import load_plain
 from edgetune.files import dump_json, write_text
 from edgetune.optimize.allocation import Allocation, Option, make_path
 from edgetune.optimize.allocation_widths import (
+    EMBEDDING_MODULE,
     HEAD_MODULE,
     MEASURED,
     OFFERED,
@@ -157,7 +159,8 @@ def _in_float(
     rows = tuple(slice(int(e) - n, int(e)) for e, n in zip(ends, counts, strict=True))
     modules = {name: model.get_submodule(name) for name in shapes}
     states: list[list[torch.Tensor]] = []
-    with squares_of_inputs({n: m for n, m in modules.items() if n != HEAD_MODULE}) as squares:
+    products = {n: m for n, m in modules.items() if n not in (HEAD_MODULE, EMBEDDING_MODULE)}
+    with squares_of_inputs(products) as squares:
         before: Sequence[torch.Tensor | None] = [None] * len(items)
         for number in range(len(layers_of(model))):
             progress(f"in float32: layer {number + 1}")
@@ -167,6 +170,9 @@ def _in_float(
     with squares_of_inputs({HEAD_MODULE: modules[HEAD_MODULE]}) as of_head:
         found.kl_from(len(states), states[-1])
     squares.update(of_head)
+    if EMBEDDING_MODULE in shapes:
+        # Looked up, not multiplied: the error of a row is that of what it gives.
+        squares[EMBEDDING_MODULE] = torch.ones(shapes[EMBEDDING_MODULE][1], dtype=torch.float64)
     return found
 
 
@@ -183,7 +189,11 @@ def _options(
         measured[name] = {w: _alone(found, name, widths[w], name in both) for w in wanted}
     # Where 4 bits cost much, KL is no longer quadratic and says little of 8 bits.
     total = sum(costs[MEASURED] for costs in measured.values())
-    large = [name for name, costs in measured.items() if costs[MEASURED] >= _LARGE_SHARE * total]
+    large = [
+        name
+        for name, costs in measured.items()
+        if costs[MEASURED] >= _LARGE_SHARE * total or name == EMBEDDING_MODULE
+    ]
     for number, name in enumerate(large, 1):
         progress(f"module {number} of {len(large)} alone, at 8 bits")
         if name not in both:
@@ -227,7 +237,8 @@ def _alone(found: _Measurement, name: str, width: Width, both: bool) -> float:
     """KL of the model with this module alone quantized; `both`: it is the embedding too."""
     module = found.model.get_submodule(name)
     layer = _layer_of(name)
-    first = layer if layer >= 0 else (0 if both else len(found.states))
+    looked_up = both or name == EMBEDDING_MODULE
+    first = layer if layer >= 0 else (0 if looked_up else len(found.states))
     (kl,) = with_weight(
         module,
         rounded_weight(name, module.weight.data, width),
@@ -258,41 +269,32 @@ def _joint(
 
 def _together(found: _Measurement, allocation: Allocation) -> float:
     """KL of the model with every module at its width, one layer quantized at a time."""
-    model, widths = (
-        found.model,
-        {name: parse_width(words, found.default) for name, words in allocation.widths.items()},
-    )
-    head = model.get_submodule(HEAD_MODULE)
-    rounded = rounded_weight(HEAD_MODULE, head.weight.data, widths[HEAD_MODULE])
-
-    def run() -> list[float]:
-        given: Sequence[torch.Tensor | None] = [None] * len(found.items)
+    model = found.model
+    widths = {name: parse_width(w, found.default) for name, w in allocation.widths.items()}
+    given: Sequence[torch.Tensor | None] = [None] * len(found.items)
+    # The embeddings and the head are quantized all along, a layer while it runs.
+    outer = [name for name in widths if _layer_of(name) < 0]
+    with _quantized(model, {name: widths[name] for name in outer}):
         for number in range(len(found.states)):
-            own = [name for name in widths if _layer_of(name) == number]
-            given = _with_weights(found, own, widths, number, given)
-        return [found.kl_from(len(found.states), given)]
+            own = {name: width for name, width in widths.items() if _layer_of(name) == number}
+            with _quantized(model, own):
+                given = states_after(model, found.items, number, given)
+        return found.kl_from(len(found.states), given)
 
-    return with_weight(head, rounded, run)[0]
 
-
-def _with_weights(
-    found: _Measurement,
-    names: Sequence[str],
-    widths: Mapping[str, Width],
-    layer: int,
-    given: Sequence[torch.Tensor | None],
-) -> list[torch.Tensor]:
-    """What a layer gives with these modules quantized."""
+@contextmanager
+def _quantized(model: Any, widths: Mapping[str, Width]) -> Iterator[None]:
+    """The model with these modules quantized, while the block runs."""
     before = {}
     try:
-        for name in names:
-            module = found.model.get_submodule(name)
+        for name, width in widths.items():
+            module = model.get_submodule(name)
             before[name] = module.weight.data
-            module.weight.data = rounded_weight(name, module.weight.data, widths[name])
-        return states_after(found.model, found.items, layer, given)
+            module.weight.data = rounded_weight(name, module.weight.data, width)
+        yield
     finally:
         for name, weight in before.items():
-            found.model.get_submodule(name).weight.data = weight
+            model.get_submodule(name).weight.data = weight
 
 
 def _digits(value: float) -> float:

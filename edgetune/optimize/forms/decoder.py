@@ -47,12 +47,12 @@ def make_expectations(scheme: Scheme, widths: Widths, tied: bool) -> dict[str, A
 
     Tied embeddings are stored once, in the head's form.
     """
-    head = widths.of("lm_head")
-    form = f"int{head.bits}" if head.quantized else "float32"
+    width = widths.of("lm_head") if tied else widths.of_embedding()
+    form = f"int{width.bits}" if width.quantized else "float32"
     return {
         "accuracy_level": scheme.accuracy_level,
         "last_token_head": True,
-        "embedding": f"{form}, shared with the head" if tied else "float32",
+        "embedding": f"{form}, shared with the head" if tied else form,
     }
 
 
