@@ -94,12 +94,24 @@ def test_within_a_budget_that_is_too_small_the_best_of_it_is_the_nearest_miss() 
     assert "more than budgets.package_bytes leaves room for" in words
 
 
+def test_three_misses_end_it_with_what_would_be_needed() -> None:
+    first = next_choice(FOUND, Wanted(0.1), [])
+    assert first is not None
+    tries = [Try(first, 0.5, False, ("exact_match_drop",))] * 3
+    assert next_choice(FOUND, Wanted(0.1), tries) is None
+    words = what_it_would_take(FOUND, Wanted(0.1), tries)
+    assert "misses exact_match_drop: a graph of about" in words
+    assert words.endswith("3 were built, which is the limit")
+
+
 def test_what_nothing_on_offer_reaches() -> None:
     options = {"m": (Option("w4-g32", 100, 0.2), Option("w8-g32", 200, 0.1))}
     found = replace(FOUND, options=options)
     assert next_choice(found, Wanted(0.01), []) is None
     made = Try(Allocation({"m": options["m"][1]}), 0.1, False, ("kl_mean",))
-    assert "no width on offer reaches it" in what_it_would_take(found, Wanted(0.01), [made])
+    assert "no width on offer is expected to reach it" in what_it_would_take(
+        found, Wanted(0.01), [made]
+    )
 
 
 def test_a_size_alone_is_built_once() -> None:
