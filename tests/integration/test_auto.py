@@ -1,4 +1,4 @@
-"""`scheme: auto` on the demo: built, verified, the same twice; an erased adapter is kept."""
+"""`scheme: auto` on the demo: built, verified, found done; an erased adapter is kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.files import digests_of_folder
 from tests.integration.conftest import build_of, edgetune, report_of
 
 DEVICE = ("-d", "generic-x86-64")
@@ -16,9 +15,7 @@ DEVICE = ("-d", "generic-x86-64")
 
 @pytest.mark.line
 @pytest.mark.slow
-def test_auto_is_smaller_than_8_bits_passes_and_is_the_same_twice(
-    demo: Path, tmp_path: Path
-) -> None:
+def test_auto_is_smaller_than_8_bits_passes_and_is_found_done(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(demo, out)
     eight = json.loads((out / "demo/reports/generic-x86-64.json").read_text(encoding="utf-8"))
@@ -41,17 +38,6 @@ def test_auto_is_smaller_than_8_bits_passes_and_is_the_same_twice(
     plan = edgetune("build", "demo", *DEVICE, "--scheme", "auto", "-o", out, "--plan", "--json")
     states = {step["state"] for step in json.loads(plan.stdout)["plans"][0]["steps"]}
     assert states == {"done"}
-    # From nothing but the reference, the same bytes.
-    first = digests_of_folder(out / "demo", ("reports",))
-    for folder in (out / "steps").iterdir():
-        if folder.name.startswith(("sensitivity", "optimize", "package", "validate")):
-            shutil.rmtree(folder)
-    shutil.rmtree(out / "demo")
-    done = edgetune("build", "demo", *DEVICE, "--scheme", "auto", "-o", out, "--until", "package")
-    assert done.returncode == 0, done.stderr
-    # The first try is the one that was taken, or another one: then only the widths differ.
-    if len(chosen["tries"]) == 1:
-        assert digests_of_folder(out / "demo", ("reports",)) == first
 
 
 @pytest.mark.slow
