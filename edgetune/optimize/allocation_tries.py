@@ -21,7 +21,7 @@ MOST_TRIES = 3
 _FIRST_MARGIN, _NEXT_MARGIN = 0.5, 0.9
 # A try that missed is followed by one that costs less; one that passed by one that is clearly
 # smaller, or by none.
-_LESS, _SMALLER = 0.97, 0.98
+_LESS, _FAR_LESS, _SMALLER = 0.97, 0.25, 0.98
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class Try:
     met: bool
     missed: tuple[str, ...] = ()
 
+    @property
+    def lost_answers(self) -> bool:
+        """Whether the task's metric fell too far."""
+        return any(name.endswith("_drop") for name in self.missed)
+
 
 def read_sensitivities(value: Mapping[str, Any], protect: Mapping[str, str]) -> Sensitivities:
     """The sensitivity step's result. `protect`, {module: width}: these have that one option."""
@@ -129,8 +134,11 @@ def _allowed(found: Sensitivities, kl: float, tries: Sequence[Try]) -> float:
     last = tries[-1]
     expected = found.together(last.allocation.kl)
     ratio = last.kl / expected if expected > 0 and last.kl > 0 else 1.0
-    allowed = found.added_within(kl * _NEXT_MARGIN / ratio)
-    return min(allowed, *(_LESS * t.allocation.kl for t in tries if not t.met), allowed)
+    limits = [kl * _NEXT_MARGIN / ratio]
+    # Answers are lost one by one, and not in proportion to KL: a few more bits may lose as many.
+    limits += [_FAR_LESS * found.together(t.allocation.kl) for t in tries if t.lost_answers]
+    allowed = min(found.added_within(limit) for limit in limits)
+    return min([allowed, *(_LESS * t.allocation.kl for t in tries if not t.met)])
 
 
 def best_try(tries: Sequence[Try]) -> Try:
