@@ -51,7 +51,7 @@ def estimate(
 ) -> Estimates:
     """Predict sizes from the tensors' shapes; see `Estimates`. `adapted`: with adapters;
     `layered`: run layer by layer; `merges`: how many merged checkpoints are compared."""
-    shapes = _shapes(base)
+    shapes = weight_shapes(base)
     weights = sum(math.prod(shape) for shape in shapes.values())
     graph_bytes, scale_bytes = predict_graph_bytes(base.config, shapes, base.tied, widths)
     # Linears are stored in float32 where an adapter may touch them; the rest as it was.
@@ -74,7 +74,7 @@ def estimate(
 def build_memory_bytes(base: CheckpointFolder) -> int:
     """Predicted peak of the largest step: the trained model in float32, the pages of the files it
     was loaded from, and the libraries."""
-    weights = sum(math.prod(shape) for shape in _shapes(base).values())
+    weights = sum(math.prod(shape) for shape in weight_shapes(base).values())
     return 4 * weights + base.weight_bytes + _TORCH_BYTES
 
 
@@ -82,7 +82,7 @@ def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and name not in (EMBEDDING, HEAD)
 
 
-def _shapes(base: CheckpointFolder) -> dict[str, tuple[int, ...]]:
+def weight_shapes(base: CheckpointFolder) -> dict[str, tuple[int, ...]]:
     """{tensor: shape}; a packed 4-bit weight counts two a byte, in one row."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, entry in base.tensors.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from edgetune.step import Step, path_of
 # Only a 4-bit base needs bitsandbytes, and PEFT takes seconds to import it.
 _UNUSED = ("bitsandbytes",)
 STEPS = ("merge", "reference", "optimize", "package", "validate")
+# Of text that the model samples to calibrate on: not that of the evaluation.
+CALIBRATION_SEED = SEED + 1
 _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")
 _MERGE_FACTS = (
     *("parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit"),
@@ -122,6 +124,39 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "code": code_digest("checkpoint", "merge", "reference", "tasks"),
         },
         libraries=_torch_libraries(recipe, bool(inputs.base.packed), "reference.reference"),
+    )
+
+
+def sensitivity_step(plan: Plan, store: Path) -> Step:
+    """What each module of the merged checkpoint costs at each width, for `scheme: auto`; asks
+    neither tolerances nor budgets nor the device, so that one serves every choice."""
+    recipe, inputs, merge = plan.recipe, plan.inputs, merge_step(plan)
+    settings = {
+        "default": asdict(plan.scheme.width()),
+        "task": recipe.task,
+        "seed": CALIBRATION_SEED,
+    }
+    return Step(
+        name="sensitivity",
+        function="edgetune.sensitivity.measure:sensitivity_step",
+        arguments={
+            **settings,
+            "checkpoint": str(path_of(store, merge)),
+            "calibration": str(inputs.calibration.path) if inputs.calibration else None,
+            "threads": usable_cores(),
+            "layered": plan.layered,
+        },
+        inputs={
+            **settings,
+            "checkpoint": merge.key,
+            "calibration": inputs.calibration.digest if inputs.calibration else None,
+            "default": digest_of_json(settings["default"]),
+            "code": code_digest("checkpoint", "reference", "optimize", "sensitivity", "tasks"),
+            **versions_of("edgetune", "torch", "transformers", "onnxruntime"),
+        },
+        libraries=_libraries(
+            recipe, bool(inputs.base.packed), ("edgetune.sensitivity.measure", "transformers")
+        ),
     )
 
 
@@ -220,7 +255,10 @@ def package_step(plans: Sequence[Plan], out: Path, facts: Mapping[str, Any] | No
         "budgets": recipe.budgets.model_dump(),
         "require_on_device": recipe.require_on_device,
     }
-    lock = make_lock(first, {"merge": merge, "reference": reference}, graphs)
+    shared = {"merge": merge, "reference": reference}
+    if first.scheme.chooses:
+        shared["sensitivity"] = sensitivity_step(first, store)
+    lock = make_lock(first, shared, graphs)
     return Step(
         name="package",
         function="edgetune.package.pack:package_step",

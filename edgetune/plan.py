@@ -5,6 +5,7 @@ Pure: no file is written, no model is loaded, no heavy library is imported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,18 @@ from edgetune.checkpoint.folder import CheckpointFolder
 from edgetune.checkpoint.reshaped import vocabulary_rows
 from edgetune.device import Device, is_here
 from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, EdgetuneError, PlanError, Problem
-from edgetune.estimates import Estimates, build_memory_bytes, estimate, room_problems
+from edgetune.estimates import (
+    Estimates,
+    build_memory_bytes,
+    estimate,
+    room_problems,
+    weight_shapes,
+)
 from edgetune.files import read_json
 from edgetune.host import Host
+from edgetune.optimize.allocation_widths import plain_width, smallest_graph_bytes
 from edgetune.optimize.forms.decoder import export_problem
-from edgetune.optimize.schemes import Scheme, parse_scheme, variant_name
+from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
 from edgetune.optimize.widths import Widths
 from edgetune.providers import check_kernels, find_provider
 from edgetune.recipe import Recipe
@@ -29,6 +37,7 @@ from edgetune.storage import plan_widths, storage_problems
 
 # Of the memory that is free when a build is planned: others will want some.
 _HELD = 0.9
+_FEWEST_CALIBRATION_ITEMS = 8
 _TOKENIZERS = {
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
     "sentencepiece.bpe.model",
@@ -116,6 +125,9 @@ class Plan:
     layered: bool = False
     # Onto what is merged; null while `onto: auto` waits for the reference step's choice.
     onto: str | None = None
+    # {module: width} as the sensitivities chose them; null with a scheme that leaves no choice, and
+    # while `scheme: auto` waits for them.
+    chosen: Mapping[str, str] | None = None
 
     @property
     def merges_onto(self) -> tuple[str, ...]:
@@ -136,6 +148,10 @@ class Plan:
     @property
     def widths(self) -> Widths:
         """How each module's weight is stored."""
+        if self.chosen is not None:
+            # The scheme's own width is that of all others.
+            rules = {m: words for m, words in self.chosen.items() if words != plain_width(m)}
+            return make_widths(self.scheme, self.group_size, rules)
         return _widths(self.recipe, self.scheme, self.group_size, self.inputs)
 
 
@@ -177,6 +193,8 @@ def make_plan(
     found.extend(storage_problems(recipe, scheme, widths, inputs.base, onto))
     estimates = estimate(inputs.base, widths, adapted=adapted, layered=layered, merges=len(onto))
     found.extend(room_problems(device, estimates, free_disk_bytes))
+    if scheme.chooses:
+        found.extend(_choice_problems(recipe, scheme, widths, inputs))
     try:
         check_kernels(provider, scheme.name, scheme.needs)
     except EdgetuneError as why:
@@ -263,6 +281,43 @@ def _input_problems(inputs: Inputs) -> Iterator[Problem]:
                 "name it once, with a weight in a recipe",
             )
         seen[digest] = entry
+
+
+def _choice_problems(
+    recipe: Recipe, scheme: Scheme, protected: Widths, inputs: Inputs
+) -> Iterator[Problem]:
+    """Limits that no choice of widths can meet, and what a choice cannot be made by."""
+    base, calibration, tolerances = inputs.base, inputs.calibration, recipe.tolerances
+    if calibration is not None and calibration.items < _FEWEST_CALIBRATION_ITEMS:
+        yield Problem(
+            f"{calibration.path}: calibration data too short: {calibration.items} items, "
+            f"{scheme.name} needs at least {_FEWEST_CALIBRATION_ITEMS}",
+            "give more items, or leave data.calibration out: text is sampled from the model then",
+        )
+    compared = bool(inputs.adapters) or inputs.before is not None
+    by_retention = tolerances.retention is not None and compared
+    if scheme.most_bits is None and tolerances.kl_mean is None and not by_retention:
+        yield Problem(
+            f"{scheme.name} chooses by tolerances, and neither kl_mean nor retention can be asked",
+            "give tolerances.kl_mean, or a number of bits a weight, such as auto-5.5",
+        )
+    shapes = weight_shapes(base)
+    smallest = smallest_graph_bytes(base.config, shapes, base.tied, protected)
+    package = smallest + sum((base.path / name).stat().st_size for name in base.side_files)
+    budget = recipe.budgets.package_bytes
+    if budget is not None and budget < package:
+        yield Problem(
+            f"budgets.package_bytes is {budget}, and the smallest possible package of this model "
+            f"takes about {package} bytes (predicted)",
+            "raise the budget, protect less, or choose a smaller base",
+        )
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    if scheme.most_bits is not None and scheme.most_bits * weights / 8 < smallest:
+        yield Problem(
+            f"{scheme.name}: the smallest possible graph of this model takes "
+            f"{math.ceil(800 * smallest / weights) / 100:g} bits a weight (predicted)",
+            "ask for more bits",
+        )
 
 
 def _tokenizer_of(inputs: Inputs) -> tuple[Path, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgetune.auto import known_reports, read_choice, try_choices, with_choice
 from edgetune.checkpoint.peft_types import label_of
 from edgetune.console import print_note, print_warning
 from edgetune.device import THIS_MACHINE, Device, find_device, is_here
@@ -21,9 +22,11 @@ from edgetune.line import (
     optimize_step,
     package_step,
     reference_step,
+    sensitivity_step,
     settled,
     validate_step,
 )
+from edgetune.optimize.allocation import Allocation
 from edgetune.plan import BUILD_LIBRARIES, Plan, make_plan, warnings_of
 from edgetune.recipe import Recipe
 from edgetune.sources.resolve import resolve
@@ -112,20 +115,49 @@ def describe_steps(
     store = out / "steps"
     host = probe_host()
     plans = [_settled_by_store(plan, store) for plan in plans]
-    known = plans[0].onto is not None
-    package = package_step(plans, out) if known else None
+    open_choice = _open_choice(plans[0])
+    if not open_choice and plans[0].scheme.chooses:
+        chosen = _chosen_by_store(plans, out, host)
+        plans, open_choice = chosen or plans, "" if chosen else _BY_SENSITIVITIES
+    package = package_step(plans, out) if not open_choice else None
     rows = []
     for plan in plans:
         line = [*merge_steps(plan), reference_step(plan, store)]
+        if plan.scheme.chooses and plan.onto is not None:
+            line.append(sensitivity_step(plan, store))
         if package is not None:
             emulation = emulation_of(plan.device, host)
             line += [optimize_step(plan, store), package]
             line.append(validate_step(plan, package, out, host, {}, emulation, thorough=thorough))
         rows += [(plan.identifier, step.name, *_state_of(step, store)) for step in line]
         if package is None:
-            why = "the reference chooses the merge that it is made of"
-            rows += [(plan.identifier, name, "to do", why) for name in STEPS[2:]]
+            rows += [(plan.identifier, name, "to do", open_choice) for name in STEPS[2:]]
     return rows
+
+
+_BY_SENSITIVITIES = "the sensitivities choose the widths that it is made of"
+
+
+def _open_choice(plan: Plan) -> str:
+    """Why what comes after the reference is not known yet; empty where it is."""
+    return "the reference chooses the merge that it is made of" if plan.onto is None else ""
+
+
+def _chosen_by_store(plans: Sequence[Plan], out: Path, host: Host) -> list[Plan] | None:
+    """The plans with the widths that earlier builds chose; null where that is not known."""
+    store = out / "steps"
+    if not store.is_dir():
+        return None
+    reference = find_done(store, reference_step(plans[0], store))
+    if reference is None or find_done(store, sensitivity_step(plans[0], store)) is None:
+        return None
+    emulations = [emulation_of(plan.device, host) for plan in plans]
+
+    def verify(allocation: Allocation) -> list[dict[str, Any]] | None:
+        return known_reports(with_choice(plans, allocation), out, host, emulations)
+
+    tried = try_choices(read_choice(plans[0], store, reference.facts.get("kl_base")), verify)
+    return None if tried is None else with_choice(plans, tried.best.allocation)
 
 
 def _settled_by_store(plan: Plan, store: Path) -> Plan:

@@ -246,7 +246,7 @@ data:                            # JSON lines: text, prompt + completion, or mes
   # calibration: my-calibration.jsonl
 # self_test_data: evaluation       # or `builtin`: the package carries none of the evaluation text
 
-scheme: w8a16-rtn                # fp32, w4a16-kquant-mixed, …: docs/schemes.md
+scheme: w8a16-rtn                # w4a16-kquant-mixed, …: docs/schemes.md; auto: by measurement
 # group_size: 128                # 16, 32, 64, 128 or 256; larger is faster and coarser
 # protect: {v_proj: w8}          # modules by the end of their name: w8, w8-g64, or fp32
 # onto: dequantized              # QLoRA: merge onto the weights the adapter saw, or `original`;

@@ -34,7 +34,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             facts={"onto": step.inputs.get("onto"), **chosen},
         )
 
-    def publish(source: Path, folder: Path, steps: Any) -> tuple[Path, str]:
+    def publish(source: Path, folder: Path, **_: Any) -> tuple[Path, str]:
         names.append("report")
         return folder / "x.json", "pass"
 

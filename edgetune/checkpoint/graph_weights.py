@@ -168,35 +168,50 @@ def _rows(matrix: GraphMatrix, start: int, stop: int) -> tuple[torch.Tensor, tor
     width = groups * (matrix.group_size * matrix.bits // 8)
     packed = _read(matrix.codes, np.uint8, start * width, (stop - start) * width)
     scales = _read(matrix.scales, np.float32, start * groups, (stop - start) * groups)
+    shape = (stop - start, groups)
     if matrix.nf4:
-        groups_packed = packed.reshape(stop - start, groups, -1)
-        values = torch.from_numpy(nf4_values(groups_packed, scales.reshape(stop - start, groups)))
-        steps = NF4_STEPS[nf4_codes(groups_packed)] * scales.reshape(stop - start, groups, 1)
+        groups_packed = packed.reshape(*shape, -1)
+        values = torch.from_numpy(nf4_values(groups_packed, scales.reshape(shape)))
+        steps = NF4_STEPS[nf4_codes(groups_packed)] * scales.reshape(*shape, 1)
         return values.flatten(1), torch.from_numpy(steps).flatten(1)
-    if matrix.bits == 4:
-        # The lower half of a byte is the earlier weight.
-        both = np.empty((packed.size, 2), dtype=np.uint8)
-        np.bitwise_and(packed, 15, out=both[:, 0])
-        np.right_shift(packed, 4, out=both[:, 1])
-        packed = both
-    codes = torch.from_numpy(packed.reshape(stop - start, groups, matrix.group_size))
-    scale = torch.from_numpy(scales).reshape(stop - start, groups, 1)
-    values = codes.float().sub_(_zeros(matrix, start, stop, groups)).mul_(scale)
-    steps = scale.abs().expand_as(values)
+    zeros = None
+    if matrix.zero_points is not None:
+        row = -(-groups * matrix.bits // 8)
+        zeros = _read(matrix.zero_points, np.uint8, start * row, (stop - start) * row)
+    values = values_of(packed, scales.reshape(shape), zeros, matrix.bits)
+    steps = torch.from_numpy(scales).reshape(*shape, 1).abs().expand_as(values)
     # A last short group is filled up.
     return values.flatten(1)[:, : matrix.inputs], steps.flatten(1)[:, : matrix.inputs]
 
 
-def _zeros(matrix: GraphMatrix, start: int, stop: int, groups: int) -> torch.Tensor | int:
-    """The zero points of rows start…stop, [rows, groups, 1], or the one that all share."""
-    if matrix.zero_points is None:
-        return int(2 ** (matrix.bits - 1))
-    width = -(-groups * matrix.bits // 8)
-    packed = _read(matrix.zero_points, np.uint8, start * width, (stop - start) * width)
-    packed = packed.reshape(stop - start, width)
-    if matrix.bits == 4:
-        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(stop - start, -1)
-    return torch.from_numpy(packed[:, :groups].astype(np.float32))[:, :, None]
+def values_of(
+    packed: np.ndarray[Any, Any],
+    scales: np.ndarray[Any, Any],
+    zero_points: np.ndarray[Any, Any] | None,
+    bits: int,
+) -> torch.Tensor:
+    """What a MatMulNBits computes with, float32 [rows, groups, group size]: (code − z) · s.
+
+    packed: uint8, rows × groups × bytes a group values in this order; scales: [rows, groups];
+    zero_points: uint8, rows × bytes a row values, or null (the middle code).
+    """
+    rows, groups = scales.shape
+    codes = torch.from_numpy(_unpacked(packed, bits).reshape(rows, groups, -1)).float()
+    zeros: torch.Tensor | int = 2 ** (bits - 1)
+    if zero_points is not None:
+        points = _unpacked(zero_points, bits).reshape(rows, -1)[:, :groups, None]
+        zeros = torch.from_numpy(points.astype(np.float32))
+    return codes.sub_(zeros).mul_(torch.from_numpy(scales)[:, :, None])
+
+
+def _unpacked(packed: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    if bits != 4:
+        return packed
+    # The lower half of a byte is the earlier value.
+    both = np.empty((packed.size, 2), dtype=np.uint8)
+    np.bitwise_and(packed.reshape(-1), 15, out=both[:, 0])
+    np.right_shift(packed.reshape(-1), 4, out=both[:, 1])
+    return both
 
 
 def _read(place: Place, dtype: Any, first: int, count: int) -> np.ndarray[Any, Any]:

@@ -16,6 +16,7 @@ from edgetune.cli.inspect import inspect
 from edgetune.cli.recipes import recipes
 from edgetune.cli.report import report
 from edgetune.cli.run import run
+from edgetune.cli.search import search
 from edgetune.cli.validate import validate
 
 
@@ -33,5 +34,5 @@ def edgetune(debug: bool) -> None:
     del debug  # read by __main__, which shows errors
 
 
-for command in (build, inspect, validate, gate, report, run, devices, recipes, doctor):
+for command in (build, search, inspect, validate, gate, report, run, devices, recipes, doctor):
     edgetune.add_command(command)

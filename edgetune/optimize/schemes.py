@@ -10,8 +10,9 @@ also attention's projections and down_proj of some layers, `selective` v_proj an
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgetune.errors import UsageError
 from edgetune.optimize.widths import FLOAT, NF4, Width, Widths, check_rule, parse_width
@@ -58,6 +59,10 @@ class Scheme:
     kernels: str | None = None
     # Olive passes in order; these are the project's own.
     passes: tuple[str, ...] = ("GenaiBuilder",)
+    # Whether the width of each module is chosen by measurement, and for a graph of at most how many
+    # bits a weight; null: the smallest that meets the tolerances.
+    chooses: bool = False
+    most_bits: float | None = None
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -112,25 +117,37 @@ SCHEMES: dict[str, Scheme] = {
         ),
     )
 }  # fmt: skip
+# Widths chosen by measurement (docs/auto.md); `auto-5.5`: the best of 5.5 bits a weight.
+AUTO = Scheme("auto", 4, 32, (), "rtn", "int4", 4, chooses=True)
+_AUTO_BITS = re.compile(r"auto-(\d{1,2}(\.\d{1,2})?)")
 
 
 def find_scheme(name: str) -> Scheme:
     """The scheme of this name. Raises UsageError for an unknown one."""
     if name in SCHEMES:
         return SCHEMES[name]
-    close = difflib.get_close_matches(name, SCHEMES, n=1, cutoff=0.5)
-    meant = f"did you mean {close[0]!r}?" if close else f"the schemes are {', '.join(SCHEMES)}"
+    if name == AUTO.name:
+        return AUTO
+    if found := _AUTO_BITS.fullmatch(name):
+        return replace(AUTO, name=name, most_bits=float(found[1]))
+    names = [*SCHEMES, AUTO.name]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]!r}?" if close else f"the schemes are {', '.join(names)}"
     msg = f"no scheme is called {name!r}"
     raise UsageError(msg, meant)
 
 
 def check_group_size(scheme: Scheme, group_size: int | None) -> int | None:
-    """The group size to use: the given one, else the scheme's own.
+    """The group size to use: the given one, else the scheme's own; null where there is none, or
+    each module has its own.
 
     Raises UsageError for one that the scheme does not take; nothing is rounded to a legal one.
     """
     if group_size is None:
-        return scheme.group_size
+        return None if scheme.chooses else scheme.group_size
+    if scheme.chooses:
+        msg = f"the scheme {scheme.name} chooses each module's group size, so it takes none"
+        raise UsageError(msg, "leave the group size out, or choose another scheme")
     if scheme.group_size is None:
         msg = f"the scheme {scheme.name} quantizes nothing, so it takes no group size"
         raise UsageError(msg, "leave the group size out, or choose another scheme")

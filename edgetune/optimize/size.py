@@ -28,7 +28,8 @@ def predict_graph_bytes(
     """(model.onnx and its data, the scales in it), in bytes, of a checkpoint with these config.json
     and tensors.
 
-    An embedding that is tied to the head has its width.
+    The embedding stays in float32 unless a rule names it, or it is tied to the head, whose width it
+    then has.
     """
     total = _rotary_bytes(config) + _NODES_BYTES * (int(config.get("num_hidden_layers") or 0) + 1)
     scales = 0
@@ -38,7 +39,9 @@ def predict_graph_bytes(
         if len(shape) != 2:
             total += math.prod(shape) * _FLOAT_BYTES
             continue
-        width = widths.of((HEAD if tied and name == EMBEDDING else name).removesuffix(".weight"))
+        width = widths.of((HEAD if name == EMBEDDING else name).removesuffix(".weight"))
+        if name == EMBEDDING and not tied:
+            width = widths.of_embedding()
         whole, of_scales = width.stored_bytes(*shape)
         total, scales = total + whole, scales + of_scales
     return total, scales

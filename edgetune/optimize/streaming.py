@@ -52,7 +52,7 @@ def streaming(
     make_initializer = model_class.make_initializer
     make_lookup = model_class.make_embedding_lookup
     is_packable = model_class.is_qkv_projection_packable
-    head, own_embedding = widths.of(_HEAD), widths.of(_EMBEDDING)
+    head, own_embedding = widths.of(_HEAD), widths.of_embedding()
 
     def load_weights(self: Any, input_path: str) -> Any:
         return_freed_memory()

@@ -71,8 +71,9 @@ def survival(
             pieces, own = pieces_of(module, shapes, matrices), find(module)
             if own is None:
                 continue
-            tied = module == _EMBEDDING and "lm_head" not in shapes
-            width = widths.of("lm_head" if tied else module)
+            width = widths.of(module)
+            if module == _EMBEDDING:
+                width = widths.of_embedding() if "lm_head" in shapes else widths.of("lm_head")
             if not width.quantized:
                 continue
             if not pieces:

@@ -70,10 +70,19 @@ class Widths:
 
     def of(self, module: str) -> Width:
         """The width of a module by its name in the checkpoint."""
+        return self.own(module) or self.default
+
+    def own(self, module: str) -> Width | None:
+        """The width that a rule gives a module; null where none fits."""
         for words, width in self.rules:
             if module == words or module.endswith(f".{words}"):
                 return width
-        return self.default
+        return None
+
+    def of_embedding(self) -> Width:
+        """The width of an embedding that is not tied to the head: a float one unless a rule names
+        it, for it is looked up and not multiplied."""
+        return self.own("model.embed_tokens") or (FLOAT if self.default.quantized else self.default)
 
     def as_json(self) -> dict[str, Any]:
         """For a workflow and a step's key."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edgetune.report.allocation_words import allocation_lines
 from edgetune.report.cost import cost_lines
 from edgetune.report.markup import MARKS, markdown_table, one_line, plain_text
 from edgetune.report.schema import Report, parse_report
@@ -63,6 +64,8 @@ def to_markdown(
         f"Measured: {plain_text(where_measured(report))}. Bounds are one-sided 95 % bounds.",
         "",
     ]
+    if widths := list(allocation_lines(report)):
+        lines += ["**Widths**", "", *(f"- {plain_text(text)}" for text in widths), ""]
     if costs := list(cost_lines(report)):
         lines += [f"Cost: {'. '.join(plain_text(text) for text in costs)}.", ""]
     if carried := carried_note(report):

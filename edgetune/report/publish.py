@@ -14,17 +14,23 @@ from edgetune.report.schema import Report, load_report, parse_report
 
 
 def publish_report(
-    report_file: Path, folder: Path, steps: Sequence[Mapping[str, Any]] | None = None
+    report_file: Path,
+    folder: Path,
+    steps: Sequence[Mapping[str, Any]] | None = None,
+    allocation: Mapping[str, Any] | None = None,
 ) -> tuple[Path, str]:
     """Write `<device>.json`, `.md` and `.html` into `folder`; returns the JSON's path and the
     verdict, judged anew.
 
-    `steps`: what each step of the build cost, put into the report. Raises InputRefusedError when
+    `steps`: what each step of the build cost, put into the report; `allocation`: how the widths
+    were chosen, where they were. Raises InputRefusedError when
     the report is unfit.
     """
     report = load_report(report_file)
     if steps is not None:
-        report = _with_steps(report, steps)
+        report = _with(report, steps=[dict(step) for step in steps])
+    if allocation is not None:
+        report = _with(report, allocation=dict(allocation))
     value = write_verdicts(report)
     place = folder / f"{report.device}.json"
     write_text(place, dump_json(value))
@@ -33,5 +39,5 @@ def publish_report(
     return place, str(value["verdict"])
 
 
-def _with_steps(report: Report, steps: Sequence[Mapping[str, Any]]) -> Report:
-    return parse_report({**report.model_dump(mode="json"), "steps": [dict(s) for s in steps]})
+def _with(report: Report, **more: Any) -> Report:
+    return parse_report({**report.model_dump(mode="json"), **more})

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from edgetune.report.allocation_words import allocation_lines
 from edgetune.report.cost import cost_lines, token_text
 from edgetune.report.schema import Latency, LatencySide, Report, parse_report
 from edgetune.report.survival_words import certificate_lines, where_it_was_lost
@@ -94,6 +95,7 @@ def summary_lines(
     if text := carried_note(report):
         lines.append(f"data     {text}")
     lines += [f"merge    {text}" for text in certificate_lines(report)]
+    lines += [f"widths   {text}" for text in allocation_lines(report)]
     lines += [f"cost     {text}" for text in cost_lines(report)]
     lines.append(f"measured {where_measured(report)}")
     if text := what_was_emulated(report):

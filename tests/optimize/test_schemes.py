@@ -38,7 +38,7 @@ def test_a_near_miss_is_told_the_name() -> None:
     assert raised.value.hint == "did you mean 'w8a16-rtn'?"
     with pytest.raises(UsageError) as raised:
         find_scheme("magic")
-    assert raised.value.hint == f"the schemes are {', '.join(SCHEMES)}"
+    assert raised.value.hint == f"the schemes are {', '.join([*SCHEMES, 'auto'])}"
 
 
 def test_group_sizes_are_never_rounded() -> None:

@@ -54,7 +54,7 @@ def make_expectations(scheme: Scheme, widths: Widths, tied: bool) -> dict[str, A
 
     Tied embeddings are stored once, in the head's form.
     """
-    width = widths.of("lm_head" if tied else "model.embed_tokens")
+    width = widths.of("lm_head") if tied else widths.of_embedding()
     form = f"int{width.bits}" if width.quantized else f"float{width.bits}"
     return {
         "accuracy_level": scheme.accuracy_level,

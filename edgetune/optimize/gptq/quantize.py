@@ -110,7 +110,7 @@ def _embed(folder: CheckpointFolder, tokens: torch.Tensor, widths: Widths) -> to
     rows = [load_rows(folder.path, entry, n, n + 1).float() for n in tokens.tolist()]
     whole = torch.cat(rows)
     module = HEAD if folder.tied else EMBEDDING.removesuffix(".weight")
-    width = widths.of(module)
+    width = widths.of(HEAD) if folder.tied else widths.of_embedding()
     if not width.quantized:
         return whole
     algorithm = "rtn" if width.algorithm == ALGORITHM else str(width.algorithm)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from edgetune.report.schema.allocation import ChosenWidths
 from edgetune.report.schema.emulated import Emulated
 from edgetune.report.schema.fidelity import Fidelity, PerItem, TaskMetric, Tokenizer
 from edgetune.report.schema.merge import Merge
@@ -106,6 +107,8 @@ class Report(Part):
     merge: Merge | None
     # Null for a package alone: its weights cannot be compared with the base's.
     survival: Survival | None = None
+    # Null where the scheme says how every module is stored.
+    allocation: ChosenWidths | None = None
     # Null where nothing was to be emulated: the device is here.
     emulated: Emulated | None = None
     evidence: dict[str, bool]

@@ -1,0 +1,161 @@
+"""What a module costs: against plain torch, from its layer on, predicted and as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgetune.checkpoint.trained import load_plain
+from edgetune.errors import UsageError
+from edgetune.optimize.widths import Width, parse_width
+from edgetune.reference.render import ScoredItem
+from edgetune.sensitivity import RESULT
+from edgetune.sensitivity.layers import layers_of, running, states_after
+from edgetune.sensitivity.measure import sensitivity_step
+from edgetune.sensitivity.rounded import noise_energy, rounded_weight
+from edgetune.sensitivity.text import calibration_items
+
+TASK = "text-generation"
+FOUR = Width(4, 32, "rtn")
+ITEMS = [
+    ScoredItem(str(n), (5 + n, 7, 9), tuple(range(11 + n, 31 + n)), "", None) for n in range(3)
+]
+
+
+def measure(base: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    data = out.parent / f"{out.name}.jsonl"
+    rows = [{"prompt": f"question {n}: ", "completion": "an answer of words"} for n in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out.mkdir()
+    arguments = {
+        "checkpoint": str(base),
+        "calibration": str(data),
+        "task": TASK,
+        "default": {"bits": 4, "group_size": 32, "algorithm": "rtn", "symmetric": True},
+        "seed": 1,
+        "threads": 1,
+        "layered": False,
+        **changes,
+    }
+    sensitivity_step(arguments, out, lambda _: None)
+    value: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    return value
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tied")
+
+
+@pytest.fixture(scope="module")
+def tied(tiny_llama_tied: Path, folder: Path) -> dict[str, Any]:
+    return measure(tiny_llama_tied, folder / "out")
+
+
+@pytest.fixture
+def model(tiny_llama_tied: Path) -> Iterator[Any]:
+    with torch.inference_mode():
+        yield load_plain(tiny_llama_tied)
+
+
+def logits(model: Any, item: ScoredItem) -> torch.Tensor:
+    ids = torch.tensor([[*item.prompt_ids, *item.target_ids[:-1]]])
+    found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return found
+
+
+def scored(model: Any, item: ScoredItem) -> torch.Tensor:
+    return logits(model, item)[0, len(item.prompt_ids) - 1 :]
+
+
+def test_from_a_layer_on_is_the_whole_model(model: Any) -> None:
+    whole = [logits(model, item) for item in ITEMS]
+    first = states_after(model, ITEMS, 0, [None] * len(ITEMS))
+    second = states_after(model, ITEMS, 1, first)
+    layers = layers_of(model)
+    for number, states in ((1, first), (2, second)):
+        for item, state, wanted in zip(ITEMS, states, whole, strict=True):
+            with running(layers, number, len(layers), state):
+                assert logits(model, item).equal(wanted)
+    assert logits(model, ITEMS[0]).equal(whole[0])  # the layers are themselves again
+
+
+def test_one_module_alone_is_what_torch_says(
+    tied: dict[str, Any], folder: Path, tiny_llama_tied: Path, model: Any
+) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    options = next(m["options"] for m in tied["modules"] if m["name"] == name)
+    found = next(o for o in options if o["width"] == "w4-g32")
+    data = folder / "out.jsonl"
+    _, items = calibration_items(model, tiny_llama_tied, data, TASK, 1, 15, lambda _: None)
+    assert len(items) == tied["items"] == 8
+    before = [torch.log_softmax(scored(model, item).double(), -1) for item in items]
+    module = model.get_submodule(name)
+    module.weight.data = rounded_weight(name, module.weight.data, FOUR)
+    after = [torch.log_softmax(scored(model, item).double(), -1) for item in items]
+    kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)])
+    assert found["kl"] == pytest.approx(float(kl.mean()), rel=1e-2)
+    assert found["how"] == "measured"
+
+
+def test_wider_costs_less_and_takes_more(tied: dict[str, Any]) -> None:
+    for module in tied["modules"]:
+        options = {o["width"]: o for o in module["options"]}
+        assert options["fp32"]["kl"] == 0.0
+        assert options["w8-g32"]["kl"] < 0.05 * options["w4-g32"]["kl"]
+        assert options["w4-g16"]["kl"] < options["w4-g64"]["kl"]
+        assert options["w4-g64"]["bytes"] < options["w4-g16"]["bytes"] < options["w8-g32"]["bytes"]
+    assert tied["modules"][-1]["name"] == "lm_head"
+    assert len(tied["modules"]) == 2 * 7 + 1
+
+
+def test_adding_up_is_near_what_they_cost_together(tied: dict[str, Any]) -> None:
+    assert len(tied["joint"]) >= 3
+    for point in tied["joint"]:
+        assert point["kl"] == pytest.approx(point["added"], rel=0.7)
+
+
+def test_two_runs_and_one_layer_by_layer_say_the_same(
+    tied: dict[str, Any], tiny_llama_tied: Path, tmp_path: Path
+) -> None:
+    assert measure(tiny_llama_tied, tmp_path / "layered", layered=True) == tied
+    assert [p.name for p in (tmp_path / "layered").iterdir()] == [RESULT]
+
+
+def test_fused_projections_and_a_head_of_its_own(tiny_phi3: Path, tmp_path: Path) -> None:
+    found = measure(tiny_phi3, tmp_path / "out", calibration=None)
+    names = [m["name"].removeprefix("model.layers.0.") for m in found["modules"]]
+    assert {"self_attn.qkv_proj", "mlp.gate_up_proj", "lm_head"} <= set(names)
+    assert found["source"] == "sampled text"
+
+
+def test_calibration_data_that_is_too_short(tiny_llama: Path, tmp_path: Path) -> None:
+    data = tmp_path / "short.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n' * 8, encoding="utf-8")
+    with pytest.raises(UsageError, match="calibration data too short: 16 scored tokens"):
+        measure(tiny_llama, tmp_path / "out", calibration=str(data))
+
+
+@pytest.mark.parametrize("words", ["w4-g32", "w8-g64", "w4-g256"])
+def test_the_noise_is_the_error_of_the_outputs(words: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 96, generator=generator)
+    inputs = torch.randn(4000, 96, generator=generator) * torch.linspace(0.1, 2, 96)
+    width = parse_width(words, FOUR)
+    error = rounded_weight("m", weight, width) - weight
+    found = noise_energy("m", weight, width, inputs.double().square().sum(0))
+    assert found == pytest.approx(float((inputs @ error.T).double().square().sum()), rel=0.05)
+    assert found > 0
+
+
+def test_a_float_width_changes_nothing() -> None:
+    weight = torch.randn(4, 32)
+    assert rounded_weight("m", weight, parse_width("fp32", FOUR)) is weight
+    assert noise_energy("m", weight, parse_width("fp32", FOUR), torch.ones(32).double()) == 0.0
+    assert np.isfinite(noise_energy("m", weight, FOUR, torch.ones(32).double()))
