@@ -224,7 +224,8 @@ def _wanted(plan: Plan, store: Path, found: Sensitivities, kl_base: float | None
     if not limits:
         msg = f"{plan.recipe.name}: the fine-tune changed nothing, so no retention can be asked"
         raise UsageError(msg, "give tolerances.kl_mean, or a number of bits, such as auto-5.5")
-    return Wanted(min(limits), min(room) if room else None)
+    answers = tolerances.task_metric_drop if plan.inputs.evaluation is not None else None
+    return Wanted(min(limits), min(room) if room else None, answers or None)
 
 
 def _beside_graph_bytes(plan: Plan, store: Path) -> int:

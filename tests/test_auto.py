@@ -164,8 +164,8 @@ def stored(plan: Plan, out: Path) -> Path:
 def test_the_stricter_of_two_tolerances_is_what_is_wanted(tmp_path: Path) -> None:
     auto = plan(tmp_path / "out")
     store = stored(auto, tmp_path / "out")
-    assert read_choice(auto, store, 0.2).wanted == Wanted(pytest.approx(0.01))
-    assert read_choice(auto, store, None).wanted == Wanted(0.05)
+    assert read_choice(auto, store, 0.2).wanted == Wanted(pytest.approx(0.01), None, 0.02)
+    assert read_choice(auto, store, None).wanted == Wanted(0.05, None, 0.02)
 
 
 def test_a_budget_without_room_is_refused_with_what_is_taken(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ MOST_TRIES = 3
 # Of a limit on KL: the upper bound must be within it, and on the demo's recipes evaluation items
 # cost up to twice what calibration text does.
 _FIRST_MARGIN, _NEXT_MARGIN = 0.5, 0.9
+# Where to begin, where answers count: on the demo 0.02 nats lose 5 to 7 answers of a hundred, 0.002
+# one, and a bound within two of a hundred leaves room for none.
+_LOST_PER_NAT = 20.0
 # A try that missed is followed by one that costs less; one that passed by one that is clearly
 # smaller, or by none.
 _LESS, _FAR_LESS, _SMALLER = 0.97, 0.25, 0.98
@@ -71,6 +74,8 @@ class Wanted:
 
     kl: float | None
     graph_bytes: int | None = None
+    # The share of answers that may be lost; null where the data expects none.
+    lost_answers: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def next_choice(found: Sensitivities, wanted: Wanted, tries: Sequence[Try]) -> A
         return None if tries or room is None else best_under(found.options, room)
     if len(tries) >= MOST_TRIES:
         return None
-    choice = smallest_within(found.options, _allowed(found, wanted.kl, tries))
+    choice = smallest_within(found.options, _allowed(found, wanted.kl, wanted.lost_answers, tries))
     met = [t.allocation for t in tries if t.met]
     if met:
         small_enough = choice is not None and choice.bytes <= _SMALLER * min(m.bytes for m in met)
@@ -127,16 +132,23 @@ def next_choice(found: Sensitivities, wanted: Wanted, tries: Sequence[Try]) -> A
     return None if choice is None or choice.widths in tried else choice
 
 
-def _allowed(found: Sensitivities, kl: float, tries: Sequence[Try]) -> float:
+def _allowed(
+    found: Sensitivities, kl: float, lost_answers: float | None, tries: Sequence[Try]
+) -> float:
     """What the modules may cost together, added up, for `kl` to be expected of a build."""
     if not tries:
-        return found.added_within(kl * _FIRST_MARGIN)
+        first = kl * _FIRST_MARGIN
+        if lost_answers is not None:
+            first = min(first, lost_answers / _LOST_PER_NAT)
+        return found.added_within(first)
     last = tries[-1]
     expected = found.together(last.allocation.kl)
     ratio = last.kl / expected if expected > 0 and last.kl > 0 else 1.0
     limits = [kl * _NEXT_MARGIN / ratio]
     # Answers are lost one by one, and not in proportion to KL: a few more bits may lose as many.
     limits += [_FAR_LESS * found.together(t.allocation.kl) for t in tries if t.lost_answers]
+    if lost_answers is not None:
+        limits += [found.together(t.allocation.kl) / _FAR_LESS for t in tries if t.met]
     allowed = min(found.added_within(limit) for limit in limits)
     return min([allowed, *(_LESS * t.allocation.kl for t in tries if not t.met)])
 
@@ -158,7 +170,7 @@ def what_it_would_take(found: Sensitivities, wanted: Wanted, tries: Sequence[Try
     text = f"the nearest allocation misses {missed}"
     if wanted.kl is None:
         return f"{text}: allow more bits, or widen the tolerance"
-    larger = smallest_within(found.options, _allowed(found, wanted.kl, tries))
+    larger = smallest_within(found.options, _allowed(found, wanted.kl, wanted.lost_answers, tries))
     now = found.graph_bytes(best.allocation)
     if larger is None or larger.bytes <= best.allocation.bytes:
         return f"{text}: no width on offer is expected to reach it; widen the tolerance"

@@ -83,6 +83,16 @@ def test_a_miss_of_the_tasks_metric_alone_gets_more_bits() -> None:
     assert second.kl <= 0.25 * first.kl
 
 
+def test_where_answers_count_the_first_is_careful_and_the_next_is_not_reckless() -> None:
+    wanted = Wanted(0.3, None, lost_answers=1.0)
+    first = next_choice(FOUND, wanted, [])
+    assert first is not None
+    assert first.kl <= 0.05
+    second = next_choice(FOUND, wanted, [Try(first, 0.001, True)])
+    assert second is not None
+    assert first.kl < second.kl <= 4 * first.kl
+
+
 def test_within_a_budget_that_is_too_small_the_best_of_it_is_the_nearest_miss() -> None:
     wanted = Wanted(0.001, graph_bytes=1000 + 2500)
     tries = run(1.0, wanted)
