@@ -29,6 +29,7 @@ def _main(package: Path, *arguments: str) -> int:
     return on_device.main(arguments, package / "self_test" / "run.pyz")
 
 
+@pytest.mark.line
 def test_it_says_what_validate_says(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
