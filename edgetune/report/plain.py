@@ -21,7 +21,7 @@ MAPPINGS = (
     *("reasons", "flips", "by_kind", "versions", "evidence", "inputs", "token_ms"),
     *("delta_relative", "rounding_relative"),
 )
-LISTS_OF_PARTS = ("checks", "modules", "candidates", "worst", "steps")
+LISTS_OF_PARTS = ("checks", "modules", "candidates", "worst", "steps", "kl_by_position")
 
 
 class Plain:

@@ -174,9 +174,9 @@ def allowance_bar(used: float, low: float, high: float) -> Markup:
     limit is the line in the middle."""
 
     def x(value: float) -> float:
-        return 50.0 * min(max(value, 0.0), 1.96) + 0.5
+        return 50.0 * min(max(value, 0.0), 1.86) + 3.0
 
-    limit = _line(50, 50, 2, 16, "limit")
+    limit = _line(53, 53, 2, 16, "limit")
     bounds = _line(x(low), x(high), 9, 9, "range package")
     dot = _circle(x(used), 9, 4.0, "package", markup(""))
     base = _line(0.5, 99.5, 9, 9, "grid")
