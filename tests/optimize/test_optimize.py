@@ -15,6 +15,7 @@ import pytest
 from edgetune.checkpoint.graph_weights import pieces_of, read_matrices, whole_weight
 from edgetune.child import run_child
 from edgetune.files import digests_of_folder, dump_json, list_files, read_json
+from edgetune.optimize.schemes import make_widths, parse_scheme
 from tests.tiny import build_base, edit_tensors
 
 pytestmark = pytest.mark.line
@@ -36,6 +37,11 @@ def run(function: str, arguments: dict[str, Any], out: Path) -> dict[str, Any]:
         f"tests.optimize.builds:{function}", arguments, out, log=log, progress=lambda text: None
     )
     return facts
+
+
+def stored(scheme: str) -> dict[str, Any]:
+    """What another scheme would tell the builder of the modules' widths."""
+    return make_widths(*parse_scheme(scheme)).as_json()
 
 
 @dataclass(frozen=True)
@@ -183,22 +189,35 @@ def test_the_tokenizer_is_the_checkpoints(built: Built, checkpoints: dict[str, P
     ],
 )
 def test_streamed_weights_have_the_builders_own_bytes(
-    built: Built, unstreamed: Built, checkpoint: str, scheme: str
+    both_ways: tuple[Built, Built], checkpoint: str, scheme: str
 ) -> None:
-    ours, theirs = built.find(checkpoint, scheme)[0], unstreamed.find(checkpoint, scheme)[0]
+    """The embedding, where it is one of its own, as the builder leaves it: in float32."""
+    ours, theirs = (built.find(checkpoint, scheme)[0] for built in both_ways)
     for name in ("model.onnx", "model.onnx.data"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
 
 
 @pytest.fixture(scope="module")
-def unstreamed(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Built:
+def both_ways(
+    tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]
+) -> tuple[Built, Built]:
+    """The same jobs with streamed weights, and by the builder's own methods."""
     (mark,) = test_streamed_weights_have_the_builders_own_bytes.pytestmark  # type: ignore[attr-defined]
+    kept = {"protect": {"embed_tokens": "fp32"}}
     jobs = [
-        {"checkpoint": str(checkpoints[name]), "scheme": scheme, "spoil": "load_whole"}
+        {"checkpoint": str(checkpoints[name]), "scheme": scheme}
+        | ({} if scheme == "fp32" else kept)
         for name, scheme in mark.args[1]
     ]
-    folder = tmp_path_factory.mktemp("unstreamed") / "out"
-    return Built(folder, jobs, run("build_all", {"jobs": jobs}, folder))
+    folder = tmp_path_factory.mktemp("both-ways") / "out"
+    whole = [{**job, "spoil": "load_whole"} for job in jobs]
+    facts = run("build_all", {"jobs": [*jobs, *whole]}, folder)
+    count = len(jobs)
+    later = {str(n): facts[str(n + count)] for n in range(count)}
+    for number in range(count):
+        (folder / "whole").mkdir(exist_ok=True)
+        shutil.move(folder / str(number + count), folder / "whole" / str(number))
+    return Built(folder, jobs, facts), Built(folder / "whole", whole, later)
 
 
 @pytest.mark.parametrize(
@@ -260,12 +279,12 @@ def test_a_model_that_would_be_wrong_is_refused(built: Built) -> None:
         ({"spoil": "refuse"}, "ValueError: this builder takes no such option"),
         ({"spoil": "write_nothing"}, "Olive gave no model; its last words: "),
         ({"spoil": "forget_data"}, "no model.onnx.data in its output folder"),
-        ({"options": {"block_size": 64}}, "group_size is 64, wanted 32"),
+        ({"options": {"widths": stored("w8a16-rtn-g64")}}, "is w8-g64, wanted w8-g32"),
+        ({"options": {"widths": stored("w4a16-rtn")}}, "is w4-g32, wanted w8-g32"),
+        ({"options": {"widths": stored("w4a16-kquant")}}, "w4-g32 with zero points, wanted w8-g32"),
         ({"options": {"prune_lm_head": False}}, "last_token_head is False, wanted True"),
         ({"options": {"accuracy_level": 0}}, "accuracy_level is 0, wanted 4"),
-        ({"options": {"is_symmetric": False}}, "symmetric is False, wanted True"),
-        ({"options": {"precision": "int4"}}, "weight_bits is 4, wanted 8"),
-        ({"options": {"precision": "fp32"}}, "weight_bits is None, wanted 8"),
+        ({"options": {"precision": "fp32"}}, "qkv_proj is fp32, wanted w8-g32"),
     ],
     ids=str,
 )
