@@ -20,8 +20,19 @@ MAPPINGS_OF_PARTS = ("task_metrics", "intervals")
 MAPPINGS = (
     *("reasons", "flips", "by_kind", "versions", "evidence", "inputs", "token_ms"),
     *("delta_relative", "rounding_relative"),
+    # Of the provenance; a report's own `steps` are a list.
+    *("files", "data", "seeds", "steps"),
 )
-LISTS_OF_PARTS = ("checks", "modules", "candidates", "worst", "steps", "kl_by_position")
+LISTS_OF_PARTS = (
+    "checks",
+    "modules",
+    "candidates",
+    "worst",
+    "steps",
+    "kl_by_position",
+    "tries",
+    "adapters",
+)
 
 
 class Plain:
@@ -34,11 +45,11 @@ class Plain:
         if name.startswith("__"):
             raise AttributeError(name)
         value = self._value.get(name)
+        if name in LISTS_OF_PARTS and isinstance(value, list):
+            return [_view(own) for own in value]
         if name in MAPPINGS or name in MAPPINGS_OF_PARTS:
             found = value or {}
             return found if name in MAPPINGS else {key: _view(own) for key, own in found.items()}
-        if name in LISTS_OF_PARTS and isinstance(value, list):
-            return [_view(own) for own in value]
         return _view(value)
 
     @property
