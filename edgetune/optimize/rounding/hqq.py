@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from edgetune.optimize.rounding.block import Block, Rounded
-from edgetune.optimize.rounding.packing import chunks_of, packed
+from edgetune.optimize.rounding.packing import chunks_of, one_thread, packed
 from edgetune.optimize.widths import Width
 
 # ONNX Runtime's and the authors' own.
@@ -28,7 +28,8 @@ def round_block(block: Block, width: Width) -> Rounded:
         msg = f"{block.module}: HQQ has zero points"
         raise ValueError(msg)
     most = 2**width.bits - 1
-    found = [_solved(values, most) for values in chunks_of(block, width)]
+    with one_thread():
+        found = [_solved(values, most) for values in chunks_of(block, width)]
     codes, scales, zeros = (torch.cat(parts) for parts in zip(*found, strict=True))
     return packed(codes, scales, zeros, width.bits)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from edgetune.optimize.rounding.block import Block, Rounded
-from edgetune.optimize.rounding.packing import chunks_of, packed
+from edgetune.optimize.rounding.packing import chunks_of, one_thread, packed
 from edgetune.optimize.widths import Width
 
 # llama.cpp's: the range in steps, 2^bits − 1, less one to plus one.
@@ -30,7 +30,8 @@ def round_block(block: Block, width: Width) -> Rounded:
         msg = f"{block.module}: k-quant has zero points"
         raise ValueError(msg)
     most = 2**width.bits - 1
-    found = [_best_grid(values, most) for values in chunks_of(block, width)]
+    with one_thread():
+        found = [_best_grid(values, most) for values in chunks_of(block, width)]
     codes, scales, zeros = (torch.cat(parts) for parts in zip(*found, strict=True))
     return packed(codes, scales, zeros, width.bits)
 
