@@ -64,7 +64,8 @@ class LayerwiseGptq(Pass):  # type: ignore[misc]
 
     @classmethod
     def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:  # noqa: ARG003
-        return {name: _option(str, required=True) for name in ("calibration", "codes", "widths")}
+        files = {name: _option(str, required=True) for name in ("calibration", "codes")}
+        return {**files, "widths": _option(dict, required=True)}
 
     def _run_for_config(
         self,
@@ -77,7 +78,7 @@ class LayerwiseGptq(Pass):  # type: ignore[misc]
         quantize_layers(
             Path(model.model_name_or_path),
             read_json(Path(config.calibration)),
-            widths_from_json(json.loads(config.widths)),
+            widths_from_json(config.widths),
             Path(config.codes),
             _PROGRESS.info,
         )

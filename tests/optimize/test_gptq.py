@@ -55,8 +55,11 @@ def brain_surgeon(weight: Any, hessian: Any, width: Width) -> Any:
     result = np.zeros_like(left)
     for column in range(inputs):
         if column % width.group_size == 0:
-            group = torch.from_numpy(left[:, column : column + width.group_size].T).float()
-            scale, zero = (part.double().numpy() for part in grid(group, width))
+            end = min(column + width.group_size, inputs)
+            group = torch.from_numpy(left[:, column:end].T).float()
+            costs = [1 / np.linalg.inv(damped[n:, n:])[0, 0] for n in range(column, end)]
+            found = grid(group, width, torch.tensor(costs, dtype=torch.float32))
+            scale, zero = (part.double().numpy() for part in found)
         inverse = np.linalg.inv(damped[column:, column:])
         code = np.clip(np.round(left[:, column] / scale + zero), 0, 2**width.bits - 1)
         result[:, column] = (code - zero) * scale
@@ -90,13 +93,38 @@ def test_the_outputs_are_nearer_than_rounded_to_nearest(width: Width) -> None:
         assert found < 0.8 * loss(weight, to_nearest(weight, width), hessian), seed
 
 
-def test_without_correlations_it_rounds_to_nearest() -> None:
-    from edgetune.optimize.gptq.solve import error_factors, solve
+def test_without_correlations_it_rounds_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a grid that is as good as that of the whole range, or better."""
+    from edgetune.optimize.gptq import solve as module
 
     weight, _ = problem(3)
-    for hessian in (torch.eye(96), torch.zeros(96, 96)):
-        solved = solve(weight, error_factors(hessian), W4)
-        assert torch.allclose(solved.values(W4), to_nearest(weight, W4), atol=1e-6)
+    nearest = to_nearest(weight, W4)
+    factors = [module.error_factors(hessian) for hessian in (torch.eye(96), torch.zeros(96, 96))]
+    for factor in factors:
+        found = module.solve(weight, factor, W4)
+        error, worst = found.values(W4) - weight, (nearest - weight).square()
+        groups = error.square().reshape(24, 3, 32).sum(2)
+        assert bool((groups <= worst.reshape(24, 3, 32).sum(2) * 1.0001).all())
+        assert float(groups.sum()) < 0.95 * float(worst.sum())
+    monkeypatch.setattr(module, "_RANGES", (1.0,))
+    for factor in factors:
+        found = module.solve(weight, factor, W4)
+        assert float((found.values(W4) - weight).norm()) <= float((nearest - weight).norm())
+
+
+def test_an_error_where_much_comes_in_costs_more() -> None:
+    """The group's scale gives way to the columns that are worth it."""
+    from edgetune.optimize.gptq.solve import grid
+
+    group = torch.full((32, 1), 0.35)
+    group[0] = 2.0
+    for costly, wanted in ((0, 2.0), (1, 0.35)):
+        costs = torch.full((32,), 1e-6)
+        costs[costly] = 1.0
+        scale, zero = grid(group, W4, costs)
+        value = group[costly] / scale
+        code = (value + zero).round().clamp(0, 15)
+        assert float((code - zero) * scale) == pytest.approx(wanted, abs=0.02)
 
 
 def test_columns_of_zeros_stay_zero() -> None:
