@@ -27,12 +27,20 @@ from edgetune.estimates import weight_shapes
 from edgetune.optimize.allocation import Allocation, make_path
 from edgetune.optimize.allocation_tries import Sensitivities
 from edgetune.optimize.allocation_widths import EMBEDDING_MODULE, smallest_graph_bytes
-from edgetune.optimize.schemes import AUTO, SCHEMES, find_scheme, make_widths, parse_scheme
+from edgetune.optimize.schemes import (
+    AUTO,
+    SCHEMES,
+    Scheme,
+    find_scheme,
+    make_widths,
+    parse_scheme,
+)
 from edgetune.optimize.size import predict_graph_bytes
 from edgetune.optimize.widths import Widths
 from edgetune.plan import Plan
 from edgetune.planning import plan_builds
 from edgetune.recipe import Recipe
+from edgetune.storage import plan_widths, storage_problems
 
 # Of the way from the smallest graph to that of 8 bits everywhere: where sizes are asked for.
 _POINTS = (0.1, 0.25, 0.5)
@@ -147,7 +155,18 @@ def _text_of(plan: Plan) -> str:
 
 
 def _on_offer(plan: Plan) -> list[str]:
-    return [name for name, row in SCHEMES.items() if plan.provider in row.providers]
+    """Schemes that the provider has kernels for and this base can be stored by."""
+    return [
+        name
+        for name, row in SCHEMES.items()
+        if plan.provider in row.providers and not _stored_otherwise(plan, row)
+    ]
+
+
+def _stored_otherwise(plan: Plan, scheme: Scheme) -> bool:
+    base, adapters = plan.inputs.base, [entry.adapter for entry in plan.inputs.adapters]
+    widths = plan_widths(plan.recipe, scheme, None, base, adapters)
+    return any(storage_problems(plan.recipe, scheme, widths, base, plan.merges_onto))
 
 
 def _sizes(plan: Plan) -> list[str]:

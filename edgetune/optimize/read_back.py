@@ -70,8 +70,8 @@ def check_products(graph: Any, widths: Widths, modules: Collection[str]) -> None
     lookup = _lookup(graph)
     if lookup is not None and lookup.op_type == "GatherBlockQuantized":
         shared = _shares_head(graph, lookup)
-        module = "lm_head" if shared else "model.embed_tokens"
-        text, found = _shown(widths.of(module)), _width_of(lookup, constants)
+        wanted = widths.of("lm_head") if shared else widths.of_embedding()
+        text, found = _shown(wanted), _width_of(lookup, constants)
         _require(found == text, "the width of the embedding", text, found)
 
 

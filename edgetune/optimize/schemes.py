@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edgetune.errors import UsageError
-from edgetune.optimize.widths import FLOAT, NF4, Width, Widths, check_rule, parse_width
+from edgetune.optimize.widths import NF4, Width, Widths, check_rule, parse_width
 from edgetune.providers import PROVIDERS, find_provider
 
 _GROUP_SIZES = (16, 32, 64, 128, 256)
@@ -167,7 +167,7 @@ def make_widths(
     changed: Collection[str] = (),
 ) -> Widths:
     """The width of every module: a recipe's `protect` {end of a module's name: width} first, then
-    the scheme's own rules; an embedding of its own that none of them names stays a float.
+    the scheme's own rules.
 
     `layers`: how many the model has; `changed`: modules that the adapters changed. Raises
     UsageError for a name, a width or a group size that is none, ValueError for a scheme whose rules
@@ -176,8 +176,6 @@ def make_widths(
     default = scheme.width(check_group_size(scheme, group_size))
     words = [*(protect or {}).items(), *_expanded(scheme.rules, layers, changed)]
     rules = [(check_rule(module), parse_width(width, default)) for module, width in words]
-    if default.quantized:
-        rules.append(("embed_tokens", FLOAT))
     return Widths(default, tuple(rules))
 
 

@@ -11,17 +11,17 @@ import pytest
 
 from edgetune.checkpoint.folder import EMBEDDING, read_checkpoint
 from edgetune.optimize.forms.decoder import make_expectations
-from edgetune.optimize.schemes import SCHEMES, make_widths
+from edgetune.optimize.schemes import AUTO, SCHEMES, make_widths
 from edgetune.optimize.size import predict_graph_bytes
 from edgetune.optimize.widths import FLOAT, Width
 from tests.optimize.test_optimize import run
 from tests.tiny import edit_tensors
 
-RULE = {"embed_tokens": "w8"}
+RULE, FLOAT_RULE = {"embed_tokens": "w8"}, {"embed_tokens": "fp32"}
 
 
 def test_only_a_rule_quantizes_it() -> None:
-    scheme = SCHEMES["w4a16-rtn"]
+    scheme = AUTO
     plain, ruled = make_widths(scheme), make_widths(scheme, None, RULE)
     assert plain.of_embedding() == FLOAT
     assert ruled.of_embedding() == Width(8, 32, "rtn")
@@ -37,7 +37,7 @@ def test_it_gives_what_its_rounded_rows_give(tiny_phi3: Path, tmp_path: Path) ->
     edit_tensors(rounded / "model.safetensors", _round_embedding)
     jobs = [
         {"checkpoint": str(tiny_phi3), "scheme": "w8a16-rtn", "protect": RULE},
-        {"checkpoint": str(rounded), "scheme": "w8a16-rtn"},
+        {"checkpoint": str(rounded), "scheme": "w8a16-rtn", "protect": FLOAT_RULE},
     ]
     facts = run("build_all", {"jobs": jobs}, tmp_path / "out")
     assert [facts[n]["read_back"]["embedding"] for n in "01"] == ["int8", "float32"]
@@ -45,7 +45,7 @@ def test_it_gives_what_its_rounded_rows_give(tiny_phi3: Path, tmp_path: Path) ->
     assert np.abs(ours - theirs).max() < 1e-4
     checkpoint = read_checkpoint(tiny_phi3)
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
-    widths = [make_widths(SCHEMES["w8a16-rtn"], None, rule) for rule in (RULE, {})]
+    widths = [make_widths(SCHEMES["w8a16-rtn"], None, rule) for rule in (RULE, FLOAT_RULE)]
     small, large = (predict_graph_bytes(checkpoint.config, shapes, False, w)[0] for w in widths)
     saved = facts["1"]["graph_bytes"] - facts["0"]["graph_bytes"]
     assert saved == pytest.approx(large - small, abs=2000)

@@ -26,7 +26,7 @@ def test_rows_are_whole() -> None:
     for name, row in SCHEMES.items():
         assert name == row.name
         assert row.providers or name == "fp16"
-        assert row.algorithm is None or row.algorithm in ROUNDERS
+        assert row.algorithm is None or row.algorithm in {*ROUNDERS, "gptq"}
         assert row.passes
         assert (row.group_size is None) == (row.algorithm is None) == (not row.group_sizes)
         assert row.group_size is None or row.group_size in row.group_sizes
