@@ -135,7 +135,7 @@ def test_changing_one_input_redoes_only_what_depends_on_it(demo: Path, tmp_path:
         "package": "to do",
         "validate": "to do",
     }
-    assert next(r for r in rows if r["name"] == "optimize")["why"].startswith("changed: group_size")
+    assert next(r for r in rows if r["name"] == "optimize")["why"].startswith("changed: widths")
 
 
 def test_validate_needs_the_package_alone_and_leaves_it_alone(demo: Path, tmp_path: Path) -> None:
