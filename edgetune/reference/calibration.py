@@ -23,8 +23,7 @@ from edgetune.reference.tokenizer import context_length, eos_token_ids, load_tok
 from edgetune.tasks import load_task
 
 FILE = "calibration.json"
-# Fewer say too little of how inputs go together; more than the second cost time and gain nothing
-# (measured, docs/schemes.md).
+# Fewer say too little of how inputs go together; more cost time (chosen, not measured).
 FEWEST_TOKENS, MOST_TOKENS = 1024, 16384
 DATA_SOURCE, OWN_SOURCE = "calibration data", "text sampled from the trained model"
 _NEW_TOKENS = 128

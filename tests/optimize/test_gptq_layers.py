@@ -78,10 +78,34 @@ def test_the_model_is_nearer_than_rounded_to_nearest(
     assert 0 < found < 0.7 * distance(with_weights(base, "rtn", None), exact)
 
 
-def test_the_same_bytes_every_time(tmp_path: Path, tiny_llama: Path) -> None:
-    one = quantized(tiny_llama, tmp_path / "one")
-    other = quantized(tiny_llama, tmp_path / "other")
-    assert digests_of_folder(one) == digests_of_folder(other)
+def test_the_same_bytes_on_any_number_of_threads(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sums are one thread's: SmolLM2's are others with two."""
+    from edgetune.optimize.gptq import quantize
+
+    seen = set()
+
+    def watched(function: Any) -> Any:
+        def call(*given: Any) -> Any:
+            seen.add(torch.get_num_threads())
+            return function(*given)
+
+        return call
+
+    for name in ("start_texts", "_hessian", "error_factors", "solve", "run_layer"):
+        monkeypatch.setattr(quantize, name, watched(getattr(quantize, name)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            folder = quantized(tiny_llama, tmp_path / f"codes-{threads}")
+            found.append(digests_of_folder(folder))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+    assert found[0] == found[1]
 
 
 def test_only_what_the_widths_say(tmp_path: Path, tiny_llama: Path) -> None:
@@ -97,7 +121,9 @@ def test_only_what_the_widths_say(tmp_path: Path, tiny_llama: Path) -> None:
         assert tensors.metadata() == {"width": "w8-g16"}
 
 
-def test_layers_are_run_as_the_model_runs_them(tmp_path: Path, tiny_phi3: Path) -> None:
+def test_layers_are_run_as_the_model_runs_them(
+    tiny_phi3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What comes out behind the last layer, in blocks from mapped bfloat16, is the model's own."""
     from edgetune.checkpoint.folder import read_checkpoint
     from edgetune.checkpoint.mapped import mapped_model
@@ -106,7 +132,8 @@ def test_layers_are_run_as_the_model_runs_them(tmp_path: Path, tiny_phi3: Path) 
     exact = load(tiny_phi3)
     model, _ = mapped_model(read_checkpoint(tiny_phi3))
     embedding = exact.model.embed_tokens.weight.data
-    texts = start_texts(model, TEXTS, lambda ids: embedding[ids])
+    monkeypatch.setattr("edgetune.optimize.gptq.layers._BATCH_TOKENS", 160)
+    texts = start_texts(model, [*TEXTS[:7], TEXTS[7][:20]], lambda ids: embedding[ids])
     for number, layer in enumerate(model.model.layers):
         before = layer.self_attn.qkv_proj.weight.data
         with in_memory(layer):
@@ -122,9 +149,11 @@ def test_layers_are_run_as_the_model_runs_them(tmp_path: Path, tiny_phi3: Path) 
             layer.self_attn.qkv_proj.weight.data, before
         )
         assert layer.self_attn.qkv_proj.weight.dtype == torch.bfloat16
-    for text, hidden in zip(TEXTS, texts.hidden, strict=True):
+    by_length = [[TEXTS[7][:20]], TEXTS[:4], TEXTS[4:7]]
+    assert [list(hidden.shape[:2]) for hidden in texts.hidden] == [[1, 20], [4, 39], [3, 39]]
+    for batch, hidden in zip(by_length, texts.hidden, strict=True):
         with torch.no_grad():
-            wanted = exact.model(torch.tensor([text]), output_hidden_states=True)
+            wanted = exact.model(torch.tensor(batch))
         assert torch.allclose(exact.model.norm(hidden), wanted.last_hidden_state, atol=1e-5)
 
 

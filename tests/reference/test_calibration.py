@@ -68,6 +68,7 @@ def test_too_short_data_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
     assert "add rows to data.calibration" in str(raised.value.hint)
 
 
+@pytest.mark.line  # it takes seconds
 def test_without_data_the_model_is_sampled(tmp_path: Path, tiny_llama: Path) -> None:
     """As the reference does for evaluation, and never the same samples."""
     from edgetune.checkpoint.trained import load_plain

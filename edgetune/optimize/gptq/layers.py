@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 Inputs = Callable[[torch.Tensor], None]
+# Of texts that are run at once: their activations are in memory.
+_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Texts:
     """Calibration texts on their way through the layers.
 
-    `hidden`: of each text, what the next layer is given, [1, tokens, hidden]; `keywords`: of each
-    layer and text, what it is given beside that (positions, masks).
+    Those of one length go together: padding would change sums. `hidden`: of each such batch, what
+    the next layer is given, [texts, tokens, hidden]; `keywords`: of each layer and batch, what it
+    is given beside that (positions, masks).
     """
 
     hidden: list[torch.Tensor]
@@ -65,13 +68,22 @@ def start_texts(
         layer.forward = catch(number)
     try:
         with torch.inference_mode():
-            for ids in places.split([len(text) for text in texts]):
-                model.model(input_ids=ids[None], use_cache=False)
+            for ids in _batches(places.split([len(text) for text in texts])):
+                model.model(input_ids=ids, use_cache=False)
     finally:
         for layer in layers:
             del layer.forward
         embedding.weight, embedding.padding_idx = before
     return found
+
+
+def _batches(texts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Texts of one length, [texts, tokens], in batches that are not large."""
+    by_length: dict[int, list[torch.Tensor]] = {}
+    for text in texts:
+        by_length.setdefault(len(text), []).append(text)
+    for length, alike in sorted(by_length.items()):
+        yield from torch.stack(alike).split(max(1, _BATCH_TOKENS // length))
 
 
 @contextmanager
@@ -90,8 +102,8 @@ def in_memory(layer: Any) -> Iterator[None]:
 def run_layer(layer: Any, texts: Texts, number: int) -> None:
     """Bring the texts behind a layer: its outputs become what the next one is given."""
     with torch.inference_mode():
-        for text, hidden in enumerate(texts.hidden):
-            texts.hidden[text] = layer(hidden, **texts.keywords[number][text])
+        for batch, hidden in enumerate(texts.hidden):
+            texts.hidden[batch] = layer(hidden, **texts.keywords[number][batch])
 
 
 def stages_of(layer: Any, texts: Texts, number: int) -> list[list[str]]:
@@ -120,7 +132,7 @@ def stages_of(layer: Any, texts: Texts, number: int) -> list[list[str]]:
 
 
 def feed(layer: Any, texts: Texts, number: int, module: str, take: Inputs) -> None:
-    """Call `take` with what a linear module of the layer is given, [tokens, inputs], text by text.
+    """Call `take` with what a linear module of the layer is given, [tokens, inputs], of each batch.
     The layer is run no further than to that module."""
 
     def hook(_: Any, given: tuple[torch.Tensor, ...]) -> None:
@@ -130,9 +142,9 @@ def feed(layer: Any, texts: Texts, number: int, module: str, take: Inputs) -> No
     registered = layer.get_submodule(module).register_forward_pre_hook(hook)
     try:
         with torch.inference_mode():
-            for text, hidden in enumerate(texts.hidden):
+            for batch, hidden in enumerate(texts.hidden):
                 try:
-                    layer(hidden, **texts.keywords[number][text])
+                    layer(hidden, **texts.keywords[number][batch])
                 except _ReachedError:
                     continue
     finally:

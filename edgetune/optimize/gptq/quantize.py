@@ -2,13 +2,15 @@
 their number.
 
 Each layer sees the texts as the rounded layers before it leave them, and each module inside a layer
-as the modules before it do, so that later weights make up for earlier errors. All sums are computed
-in the same order every time: the same inputs and number of threads give the same bytes.
+as the modules before it do, so that later weights make up for earlier errors. It all runs on one
+thread: sums that several threads share depend on how many there are, and a graph must not depend on
+the machine that built it having more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,26 @@ def quantize_layers(
     codes.mkdir(parents=True)
     folder = read_checkpoint(checkpoint)
     model, files = mapped_model(folder)
-    running = start_texts(model, texts, lambda tokens: _embed(folder, tokens, widths))
+    with _one_thread():
+        running = start_texts(model, texts, lambda tokens: _embed(folder, tokens, widths))
     layers = model.model.layers
     for number, layer in enumerate(layers):
         progress(f"GPTQ: layer {number + 1} of {len(layers)}")
         name = f"model.layers.{number}"
-        with in_memory(layer):
+        with in_memory(layer), _one_thread():
             _quantize_layer(layer, name, running, number, widths, codes)
             run_layer(layer, running, number)
         files.release()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _quantize_layer(

@@ -62,29 +62,40 @@ def solve(weight: torch.Tensor, factors: torch.Tensor, width: Width) -> Solved:
     lazy = max(_LAZY_COLUMNS, width.group_size)  # a group is never cut
     left = weight.T.contiguous()  # a column is a row of this
     codes = torch.empty((inputs, outputs), dtype=torch.uint8)
-    scales: list[torch.Tensor] = []
-    zeros: list[torch.Tensor] = []
+    grids: list[tuple[torch.Tensor, torch.Tensor]] = []
     for first in range(0, inputs, lazy):
         last = min(first + lazy, inputs)
-        block, factor = left[first:last], factors[first:last, first:last]
-        errors = torch.empty_like(block)
-        for column in range(last - first):
-            if column % width.group_size == 0:
-                group = slice(column, min(column + width.group_size, last - first))
-                # What an error in a column costs, once the later ones have made up for it.
-                costs = factor.diagonal()[group].pow(-2)
-                scale, zero = grid(block[group], width, costs)
-                inverse = torch.where(scale == 0, scale, 1 / scale)
-                scales.append(scale)
-                zeros.append(zero)
-            code = (block[column] * inverse + zero).round_().clamp_(0, 2**width.bits - 1)
-            codes[first + column] = code.to(torch.uint8)
-            error = (block[column] - (code - zero) * scale) / factor[column, column]
-            errors[column] = error
-            block[column + 1 :].addr_(factor[column, column + 1 :], error, alpha=-1)
+        factor = factors[first:last, first:last]
+        errors = _round_columns(left[first:last], factor, width, codes[first:last], grids)
         left[last:].addmm_(factors[first:last, last:].T, errors, alpha=-1)
-    points = None if width.symmetric else torch.stack(zeros, 1).to(torch.uint8)
-    return Solved(codes.T.contiguous(), torch.stack(scales, 1), points)
+    scales, zeros = (torch.stack(parts, 1) for parts in zip(*grids, strict=True))
+    points = None if width.symmetric else zeros.to(torch.uint8)
+    return Solved(codes.T.contiguous(), scales, points)
+
+
+def _round_columns(
+    block: torch.Tensor,
+    factor: torch.Tensor,
+    width: Width,
+    codes: torch.Tensor,
+    grids: list[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Round columns [columns, outputs] one after the other into `codes`, each group's grid into
+    `grids`; the errors that the later columns are to make up for."""
+    assert width.group_size is not None
+    errors = torch.empty_like(block)
+    for column, values in enumerate(block):
+        if column % width.group_size == 0:
+            group = slice(column, column + width.group_size)
+            # What an error in a column costs, once the later ones have made up for it.
+            scale, zero = grid(block[group], width, factor.diagonal()[group].pow(-2))
+            inverse = torch.where(scale == 0, scale, 1 / scale)
+            grids.append((scale, zero))
+        code = (values * inverse + zero).round_().clamp_(0, 2**width.bits - 1)
+        codes[column] = code.to(torch.uint8)
+        errors[column] = (values - (code - zero) * scale) / factor[column, column]
+        block[column + 1 :].addr_(factor[column, column + 1 :], errors[column], alpha=-1)
+    return errors
 
 
 def grid(
