@@ -51,7 +51,8 @@ PAIRS = [
 @pytest.fixture(autouse=True)
 def _a_host_that_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgetune.planning.probe_host", lambda: HOST)
-    monkeypatch.setattr("edgetune.line.usable_cores", lambda: 4)
+    for step in ("reference", "optimize"):
+        monkeypatch.setattr(f"edgetune.line.{step}.usable_cores", lambda: 4)
 
 
 def recipe(name: str) -> Recipe:

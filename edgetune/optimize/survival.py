@@ -18,8 +18,7 @@ listed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.checkpoint.graph_weights import Piece, blocks_of, pieces_of, read_matrices
 from edgetune.checkpoint.tensors import Rows, load_rows
 from edgetune.errors import StepFailedError
+from edgetune.optimize.threads import one_thread
 from edgetune.optimize.widths import NF4, Width, Widths
 
 # Rounding to nearest is off by half a step, and by one where the largest of a group is cut.
@@ -65,7 +65,7 @@ def survival(
     find = weights_as_seen(Path(base["path"]), base["trained_as"])
     shapes = linear_shapes(merged)
     rows, not_found = [], []
-    with _one_thread():
+    with one_thread():
         for number, module in enumerate(sorted(shapes), 1):
             progress(f"what is left of the fine-tune: module {number} of {len(shapes)}")
             pieces, own = pieces_of(module, shapes, matrices), find(module)
@@ -82,18 +82,6 @@ def survival(
                 rows.append(row)
     rows.sort(key=lambda row: (math.inf if row["snr"] is None else row["snr"], row["name"]))
     return {"modules": rows, "not_found": not_found, "reason": None}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Blocks are small: threads would wait for each other longer than they work (measured: five
-    times the processor's time, and more on a busy machine)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def linear_shapes(checkpoint: CheckpointFolder) -> dict[str, tuple[int, ...]]:

@@ -9,8 +9,7 @@ the machine that built it having more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from edgetune.optimize.rounding import ROUNDERS
 from edgetune.optimize.rounding.block import Block, Rounded
 from edgetune.optimize.rounding.gptq import HEAD, PACKED, SCALES, ZERO_POINTS, file_of
 from edgetune.optimize.rounding.pack import pack, unpack
+from edgetune.optimize.threads import one_thread
 from edgetune.optimize.widths import Width, Widths
 
 ALGORITHM = "gptq"
@@ -55,26 +55,16 @@ def quantize_layers(
     codes.mkdir(parents=True)
     folder = read_checkpoint(checkpoint)
     model, files = mapped_model(folder)
-    with _one_thread():
+    with one_thread():
         running = start_texts(model, texts, lambda tokens: _embed(folder, tokens, widths))
     layers = model.model.layers
     for number, layer in enumerate(layers):
         progress(f"GPTQ: layer {number + 1} of {len(layers)}")
         name = f"model.layers.{number}"
-        with in_memory(layer), _one_thread():
+        with in_memory(layer), one_thread():
             _quantize_layer(layer, name, running, number, widths, codes)
             run_layer(layer, running, number)
         files.release()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _quantize_layer(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from edgetune.optimize.rounding.block import Block, Rounded
-from edgetune.optimize.rounding.packing import chunks_of, one_thread, packed
+from edgetune.optimize.rounding.grids import Grid, round_groups
 from edgetune.optimize.widths import Width
 
 # ONNX Runtime's and the authors' own.
@@ -22,19 +22,11 @@ _NORM, _BETA, _GROWTH, _TURNS = 0.7, 10.0, 1.01, 20
 
 
 def round_block(block: Block, width: Width) -> Rounded:
-    """A last short group is filled up with zeros. Raises ValueError for a width without groups, or
-    without zero points."""
-    if width.symmetric:
-        msg = f"{block.module}: HQQ has zero points"
-        raise ValueError(msg)
-    most = 2**width.bits - 1
-    with one_thread():
-        found = [_solved(values, most) for values in chunks_of(block, width)]
-    codes, scales, zeros = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return packed(codes, scales, zeros, width.bits)
+    """As `grids.round_groups`, which raises ValueError for a width without zero points."""
+    return round_groups(block, width, _solved)
 
 
-def _solved(values: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _solved(values: torch.Tensor, most: int) -> Grid:
     """(codes, scales, zero points) of groups along the last dimension."""
     low = values.amin(-1, keepdim=True).clamp(max=0)
     first = (values.amax(-1, keepdim=True).clamp(min=0) - low) / most

@@ -14,26 +14,16 @@ from __future__ import annotations
 import torch
 
 from edgetune.optimize.rounding.block import Block, Rounded
-from edgetune.optimize.rounding.packing import chunks_of, one_thread, packed
+from edgetune.optimize.rounding.grids import Grid, round_groups
 from edgetune.optimize.widths import Width
 
 # llama.cpp's: the range in steps, 2^bits − 1, less one to plus one.
 _GRIDS = tuple(0.1 * number - 1 for number in range(21))
 
-Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
 
 def round_block(block: Block, width: Width) -> Rounded:
-    """A last short group is filled up with zeros. Raises ValueError for a width without groups, or
-    without zero points."""
-    if width.symmetric:
-        msg = f"{block.module}: k-quant has zero points"
-        raise ValueError(msg)
-    most = 2**width.bits - 1
-    with one_thread():
-        found = [_best_grid(values, most) for values in chunks_of(block, width)]
-    codes, scales, zeros = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return packed(codes, scales, zeros, width.bits)
+    """As `grids.round_groups`, which raises ValueError for a width without zero points."""
+    return round_groups(block, width, _best_grid)
 
 
 def _best_grid(values: torch.Tensor, most: int) -> Grid:

@@ -24,8 +24,13 @@ def pack(codes: _Array, scales: _Array, zero_points: _Array | None, width: Width
         zeros = np.full((outputs, groups), 2 ** (width.bits - 1), dtype=np.uint8)
     filled = np.repeat(zeros[:, -1:], groups * width.group_size - inputs, axis=1)
     whole = np.concatenate([codes, filled], axis=1).reshape(outputs, groups, width.group_size)
-    points = None if zero_points is None else _halved(zero_points, width.bits)
-    return Rounded(_halved(whole, width.bits), scales.astype(np.float32), points)
+    return pack_groups(whole, scales, zero_points, width.bits)
+
+
+def pack_groups(codes: _Array, scales: _Array, zero_points: _Array | None, bits: int) -> Rounded:
+    """Codes uint8 of whole groups [outputs, groups, group size]; the rest as `pack` takes it."""
+    points = None if zero_points is None else _halved(zero_points, bits)
+    return Rounded(_halved(codes, bits), np.ascontiguousarray(scales, dtype=np.float32), points)
 
 
 def _halved(codes: _Array, bits: int) -> _Array:

@@ -80,11 +80,11 @@ def test_groups_that_cannot_be_fitted(algorithm: str, bits: int) -> None:
 
 @pytest.mark.parametrize("algorithm", ["kquant", "hqq"])
 def test_rows_do_not_depend_on_the_block(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgetune.optimize.rounding import packing
+    from edgetune.optimize.rounding import grids
 
     values, width = random(7, 96), Width(4, 32, algorithm, symmetric=False)
     whole = dequantized(values, width)
-    monkeypatch.setattr(packing, "_CHUNK_VALUES", 200)
+    monkeypatch.setattr(grids, "_CHUNK_VALUES", 200)
     assert np.array_equal(dequantized(values, width), whole)
     assert np.array_equal(dequantized(values[3:5], width), whole[3:5])
 

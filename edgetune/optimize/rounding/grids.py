@@ -1,0 +1,54 @@
+"""The loop of algorithms that choose a grid for each group by itself: k-quant and HQQ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from edgetune.optimize.rounding.block import Block, Rounded
+from edgetune.optimize.rounding.pack import pack_groups
+from edgetune.optimize.threads import one_thread
+from edgetune.optimize.widths import Width
+
+# Of float32 values, worked on at a time: small enough that what an algorithm makes of them, several
+# times that, stays in the processor's cache (2^16 take half the time of 2^20).
+_CHUNK_VALUES = 1 << 16
+
+# Codes [outputs, groups, group size], scales and zero points [outputs, groups, 1].
+Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def round_groups(
+    block: Block, width: Width, choose: Callable[[torch.Tensor, int], Grid]
+) -> Rounded:
+    """`choose(values [outputs, groups, group size] float32, largest code)` over a block, some rows
+    at a time; a last short group is filled up with zeros.
+
+    Raises ValueError for a width without groups, or without zero points.
+    """
+    if width.group_size is None:
+        msg = f"{block.module}: {width.name} has no groups to round"
+        raise ValueError(msg)
+    if width.symmetric:
+        msg = f"{block.module}: {width.algorithm} has zero points"
+        raise ValueError(msg)
+    with one_thread():
+        chunks = _chunks_of(block, width.group_size)
+        found = [choose(values, 2**width.bits - 1) for values in chunks]
+    codes, scales, zeros = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return pack_groups(
+        codes.to(torch.uint8).numpy(),
+        scales.flatten(1).numpy(),
+        zeros.flatten(1).to(torch.uint8).numpy(),
+        width.bits,
+    )
+
+
+def _chunks_of(block: Block, group_size: int) -> tuple[torch.Tensor, ...]:
+    outputs, inputs = block.values.shape
+    groups = -(-inputs // group_size)
+    values = torch.zeros((outputs, groups * group_size), dtype=torch.float32)
+    values[:, :inputs].copy_(block.values)
+    height = max(1, _CHUNK_VALUES // values.shape[1])
+    return tuple(values.reshape(outputs, groups, group_size).split(height))
