@@ -19,6 +19,8 @@ from edgetune.planning import describe_steps, plan_builds
 from edgetune.recipe import find_recipe, load_recipe
 from edgetune.step import path_of
 
+pytestmark = pytest.mark.line
+
 ONE = Allocation({"m": Option("w4-g32", 100, 0.01)})
 
 

@@ -16,6 +16,8 @@ from edgetune.planning import plan_builds
 from edgetune.recipe import find_recipe, load_recipe
 from edgetune.step import Step, path_of
 
+pytestmark = pytest.mark.line
+
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -18,6 +18,8 @@ from edgetune.report.schema import load_report
 from tests.report.compared import put, whole
 from tests.report.test_gate_bad_input import make_package
 
+pytestmark = pytest.mark.line
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
 

@@ -32,6 +32,8 @@ from edgetune.planning import describe_steps, emulation_of, plan_builds
 from edgetune.recipe import Recipe, find_recipe, load_recipe
 from edgetune.step import Step
 
+pytestmark = pytest.mark.line
+
 GOLDENS = Path(__file__).parent / "goldens" / "plans"
 HOST = Host("x86_64", "linux", "a processor", 4, 16 << 30, ("avx2", "fma"))
 OUT = Path("/out")

@@ -14,6 +14,8 @@ from edgetune.optimize.schemes import SCHEMES
 from edgetune.recipe import find_recipe, load_recipe
 from tests.report.sample import make
 
+pytestmark = pytest.mark.line
+
 
 def row(
     scheme: str, size: int | None, kl: float | None, verdict: str | None = "pass"

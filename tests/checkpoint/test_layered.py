@@ -9,6 +9,8 @@ import pytest
 
 from tests.tiny import build_base, make_adapter
 
+pytestmark = pytest.mark.line
+
 torch = pytest.importorskip("torch")
 NF4 = {"type": "nf4", "double_quant": True, "compute_dtype": "float32"}
 

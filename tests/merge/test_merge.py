@@ -21,6 +21,8 @@ from edgetune.errors import StepFailedError
 from tests.merge.merged import NF4_DOUBLE, merge, parity
 from tests.tiny import build_base, build_four_bit, edit_tensors, make_adapter
 
+pytestmark = pytest.mark.line
+
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
 

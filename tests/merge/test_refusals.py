@@ -15,6 +15,8 @@ from edgetune.errors import INPUT_REFUSED, USAGE, EdgetuneError
 from tests.merge.merged import NF4, NF4_DOUBLE, merge
 from tests.tiny import build_four_bit, edit_header, edit_tensors, make_adapter
 
+pytestmark = pytest.mark.line
+
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"

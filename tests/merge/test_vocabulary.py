@@ -17,6 +17,8 @@ from edgetune.errors import InputRefusedError
 from tests.merge.merged import NF4, merge, parity
 from tests.tiny import edit_tensors
 
+pytestmark = pytest.mark.line
+
 ADAPTER = "adapter_model.safetensors"
 ROWS = 300
 BOTH = ["embed_tokens", "lm_head"]

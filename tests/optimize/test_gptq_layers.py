@@ -11,6 +11,8 @@ from edgetune.errors import StepFailedError
 from edgetune.files import digests_of_folder
 from tests.tiny import build_base
 
+pytestmark = pytest.mark.line
+
 torch = pytest.importorskip("torch")
 TEXTS = [[5 + (7 * n * k) % 250 for k in range(1, 40)] for n in range(1, 9)]
 

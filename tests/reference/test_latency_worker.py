@@ -22,6 +22,8 @@ from edgetune.reference.latency_worker import (
     serve,
 )
 
+pytestmark = pytest.mark.line
+
 WORKER = [sys.executable, "-m", "edgetune.reference.latency_worker"]
 TIMES = {
     "ttft_ms", "decode_ms_per_token", "prefill_tokens_per_s", "decode_tokens_per_s", "answer_ms",

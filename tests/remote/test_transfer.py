@@ -18,6 +18,8 @@ from edgetune.remote.ssh import BrokenLinkError, ask
 from edgetune.remote.transfer import files_of, folder_name, send
 from tests.remote.conftest import ADDRESS
 
+pytestmark = pytest.mark.line
+
 
 def _look(folder: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     job = {"name": "demo", "files": files_of(folder, verify_checksums(folder))}

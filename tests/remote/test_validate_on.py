@@ -18,6 +18,8 @@ from edgetune.package.self_test_app import make_self_test_app
 from edgetune.remote import validate
 from tests.report.sample import make
 
+pytestmark = pytest.mark.line
+
 URL = "ssh://pi@device.example"
 VARIANT = "cpu-w8a16-rtn"
 

@@ -21,6 +21,8 @@ from edgetune.sensitivity.measure import sensitivity_step
 from edgetune.sensitivity.rounded import noise_energy, rounded_weight
 from edgetune.sensitivity.text import calibration_items
 
+pytestmark = pytest.mark.line
+
 TASK = "text-generation"
 FOUR = Width(4, 32, "rtn")
 ITEMS = [

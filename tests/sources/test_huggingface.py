@@ -24,6 +24,8 @@ from tests.merge.merged import merge
 from tests.sources.hub import cache
 from tests.tiny import make_adapter
 
+pytestmark = pytest.mark.line
+
 MAIN, OLD = "1" * 40, "2" * 40
 
 

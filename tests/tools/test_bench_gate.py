@@ -9,6 +9,8 @@ from edgetune import paired_times
 from edgetune.statistics import Interval
 from tools import bench_gate
 
+pytestmark = pytest.mark.line
+
 RUNS = 8
 
 

@@ -19,6 +19,8 @@ from edgetune.validate.latency_worker import count_tokens, measure, serve
 from edgetune.validate.rounds import FEWEST_ROUNDS, TIMES
 from tests.tiny_package import VARIANT
 
+pytestmark = pytest.mark.line
+
 
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "BLOCK_S", 0.005)

@@ -24,6 +24,8 @@ from edgetune.validate.validate import validate_step
 from tests.tiny import VOCABULARY
 from tests.tiny_package import VARIANT, copy_of, sign
 
+pytestmark = pytest.mark.line
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
