@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from importlib import metadata
 from pathlib import Path
@@ -78,12 +79,21 @@ def make_environment(folder: Path, wheel: Path, distributions: set[str]) -> Path
     return folder / "bin"
 
 
+def open_to_others(folder: Path) -> None:
+    """Let other users into a temporary folder: pytest makes its own, of which there is one more
+    where tests run side by side, for their owner alone."""
+    top = Path(tempfile.gettempdir())
+    for parent in (folder, *folder.parents):
+        if parent == top or top not in parent.parents:
+            return
+        parent.chmod(0o755)
+
+
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """An environment as `pip install edgetune` makes it: no torch."""
     folder = tmp_path_factory.mktemp("core")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
+    open_to_others(folder)
     binaries = make_environment(folder / "venv", wheel, requirements_of("edgetune"))
     for name in TRAINING:
         done = subprocess.run([binaries / "python", "-c", f"import {name}"], capture_output=True)
@@ -97,8 +107,7 @@ def as_other(core: Path, demo: Path, tmp_path_factory: pytest.TempPathFactory): 
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root")
     home = tmp_path_factory.mktemp("home")
-    for parent in (home, *home.parents[:2]):
-        parent.chmod(0o755)
+    open_to_others(home)
     shutil.copytree(demo / "demo", home / "package")
     for path in [home, *home.rglob("*")]:
         os.chown(path, 65534, 65534)
