@@ -27,7 +27,7 @@ from edgetune.estimates import (
 )
 from edgetune.files import read_json
 from edgetune.host import Host
-from edgetune.optimize.allocation_widths import plain_width, smallest_graph_bytes
+from edgetune.optimize.allocation_widths import chosen_rules, smallest_graph_bytes
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
 from edgetune.optimize.widths import Widths
@@ -150,7 +150,7 @@ class Plan:
         """How each module's weight is stored."""
         if self.chosen is not None:
             # The scheme's own width is that of all others.
-            rules = {m: words for m, words in self.chosen.items() if words != plain_width(m)}
+            rules = chosen_rules(self.chosen)
             return make_widths(self.scheme, self.group_size, rules)
         return _widths(self.recipe, self.scheme, self.group_size, self.inputs)
 

@@ -53,6 +53,7 @@ def sensitivity_step(plan: Plan, store: Path) -> Step:
     recipe, inputs, merge = plan.recipe, plan.inputs, merge_step(plan)
     settings = {
         "default": asdict(plan.scheme.width()),
+        "accuracy_level": plan.scheme.accuracy_level,
         "task": recipe.task,
         "seed": CALIBRATION_SEED,
     }

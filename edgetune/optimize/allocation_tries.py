@@ -15,7 +15,8 @@ from typing import Any
 
 from edgetune.optimize.allocation import Allocation, Option, Options, best_under, smallest_within
 
-MOST_TRIES = 3
+# With the sensitivities, five take the time of three to four builds.
+MOST_TRIES = 5
 # Of a limit on KL: the upper bound must be within it, and on the demo's recipes evaluation items
 # cost up to twice what calibration text does.
 _FIRST_MARGIN, _NEXT_MARGIN = 0.5, 0.9
@@ -23,8 +24,10 @@ _FIRST_MARGIN, _NEXT_MARGIN = 0.5, 0.9
 # one, and a bound within two of a hundred leaves room for none.
 _LOST_PER_NAT = 20.0
 # A try that missed is followed by one that costs less; one that passed by one that is clearly
-# smaller, or by none.
-_LESS, _FAR_LESS, _SMALLER = 0.97, 0.25, 0.98
+# smaller, or by none; between the two, by one half way.
+_LESS, _FAR_LESS, _SMALLER = 0.97, 1 / 3, 0.98
+# Nor is one more than so many times as bold as what passed.
+_BOLDER = 4.0
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,15 @@ def _allowed(
     expected = found.together(last.allocation.kl)
     ratio = last.kl / expected if expected > 0 and last.kl > 0 else 1.0
     limits = [kl * _NEXT_MARGIN / ratio]
+    met = [found.together(t.allocation.kl) for t in tries if t.met]
+    missed = [found.together(t.allocation.kl) for t in tries if not t.met]
     # Answers are lost one by one, and not in proportion to KL: a few more bits may lose as many.
-    limits += [_FAR_LESS * found.together(t.allocation.kl) for t in tries if t.lost_answers]
-    if lost_answers is not None:
-        limits += [found.together(t.allocation.kl) / _FAR_LESS for t in tries if t.met]
+    if met and missed:
+        limits.append(math.sqrt(max(met) * min(missed)))
+    elif met and lost_answers is not None:
+        limits.append(max(met) * _BOLDER)
+    elif any(t.lost_answers for t in tries):
+        limits.append(_FAR_LESS * min(missed))
     allowed = min(found.added_within(limit) for limit in limits)
     return min([allowed, *(_LESS * t.allocation.kl for t in tries if not t.met)])
 

@@ -12,17 +12,19 @@ from edgetune.optimize.widths import Width, Widths, parse_width
 
 Shape = tuple[int, ...]
 
-_GROUPS = (16, 32, 64, 128, 256)
-OFFERED = (*(f"w4-g{size}" for size in _GROUPS), *(f"w8-g{size}" for size in _GROUPS), "fp32")
+GROUPS = (16, 32, 64, 128, 256)
+OFFERED = (*(f"w4-g{size}" for size in GROUPS), *(f"w8-g{size}" for size in GROUPS), "fp32")
 # Of all modules, what each costs alone is measured at this one, and it is the default of the rest.
 MEASURED = "w4-g32"
+# And where that says little.
+MEASURED_8 = "w8-g32"
 HEAD_MODULE, EMBEDDING_MODULE = HEAD.removesuffix(".weight"), EMBEDDING.removesuffix(".weight")
 
 
 def module_shapes(tensors: Mapping[str, Shape], tied: bool) -> dict[str, tuple[int, int]]:
     """{module: (outputs, inputs)} of all that a graph can quantize, by name, the head last.
 
-    A tied embedding is the head's; one of its own stays in float32 unless it is chosen otherwise.
+    A tied embedding is the head's.
     """
     found = {
         name.removesuffix(".weight"): (shape[0], shape[1])
@@ -36,15 +38,32 @@ def module_shapes(tensors: Mapping[str, Shape], tied: bool) -> dict[str, tuple[i
     return {**found, HEAD_MODULE: (head[0], head[1])}
 
 
+def offered(module: str) -> tuple[str, ...]:
+    """The widths that a module has to choose from.
+
+    An embedding of its own has 8 bits or more: a row that the calibration text does not look up
+    costs nothing there, and may cost an answer elsewhere.
+    """
+    if module == EMBEDDING_MODULE:
+        return tuple(words for words in OFFERED if not words.startswith("w4"))
+    return OFFERED
+
+
 def plain_width(module: str) -> str:
-    """Its width where nothing is chosen and nothing protected."""
-    return "fp32" if module == EMBEDDING_MODULE else MEASURED
+    """Its width in `w4a16-rtn`: where nothing is chosen and nothing protected."""
+    return MEASURED_8 if module == EMBEDDING_MODULE else MEASURED
+
+
+def chosen_rules(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Of chosen widths {module: width} those that a rule must give: all but the default."""
+    return {module: words for module, words in chosen.items() if words != MEASURED}
 
 
 def fixed_bytes(config: Mapping[str, Any], tensors: Mapping[str, Shape], tied: bool) -> int:
     """Of the graph, what no width changes: norms, tables, nodes."""
     default = Width(4, 32, "rtn")
-    total, _ = predict_graph_bytes(config, tensors, tied, Widths(default))
+    embedding = (EMBEDDING_MODULE, parse_width(plain_width(EMBEDDING_MODULE), default))
+    total, _ = predict_graph_bytes(config, tensors, tied, Widths(default, (embedding,)))
     plain = {
         module: parse_width(plain_width(module), default).stored_bytes(*shape)[0]
         for module, shape in module_shapes(tensors, tied).items()
@@ -60,7 +79,9 @@ def smallest_graph_bytes(
     total = fixed_bytes(config, tensors, tied)
     for module, shape in module_shapes(tensors, tied).items():
         own = protected.own(module)
-        widths = [own] if own else [parse_width(words, protected.default) for words in OFFERED]
+        widths = (
+            [own] if own else [parse_width(words, protected.default) for words in offered(module)]
+        )
         total += min(width.stored_bytes(*shape)[0] for width in widths)
     return total
 

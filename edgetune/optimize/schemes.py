@@ -118,7 +118,7 @@ SCHEMES: dict[str, Scheme] = {
     )
 }  # fmt: skip
 # Widths chosen by measurement (docs/auto.md); `auto-5.5`: the best of 5.5 bits a weight.
-AUTO = Scheme("auto", 4, 32, (), "rtn", "int4", 4, chooses=True)
+AUTO = replace(_four_bits("auto", "gptq", ()), group_sizes=(), chooses=True)
 _AUTO_BITS = re.compile(r"auto-(\d{1,2}(\.\d{1,2})?)")
 
 

@@ -11,6 +11,7 @@ from edgetune.checkpoint.graph_weights import values_of
 from edgetune.optimize.rounding import ROUNDERS
 from edgetune.optimize.rounding.block import Block
 from edgetune.optimize.widths import Width
+from edgetune.sensitivity.layers import InputSums
 
 _BLOCK_VALUES = 1 << 22
 
@@ -22,14 +23,20 @@ def rounded_weight(module: str, weight: torch.Tensor, width: Width) -> torch.Ten
     return torch.cat([values for _, values in _blocks(module, weight, width)])
 
 
-def noise_energy(module: str, weight: torch.Tensor, width: Width, squares: torch.Tensor) -> float:
-    """Σ over outputs of the squared error that rounding adds, to first order in independent
-    errors: Σⱼ (Σ x²ⱼ) · Σᵢ (Q(W) − W)²ᵢⱼ. `squares`: Σ x² of each input, [inputs]."""
+def noise_energy(
+    module: str, weight: torch.Tensor, width: Width, sums: InputSums, share: float = 1.0
+) -> float:
+    """Σ over outputs and tokens of the squared error that rounding adds, to first order in
+    independent errors: of the weights Σⱼ (Σ x²ⱼ) · Σᵢ (Q(W) − W)²ᵢⱼ, of which a better rounding
+    leaves `share`, and of inputs that the product rounds Σⱼ (Σ (Q(x) − x)²ⱼ) · Σᵢ W²ᵢⱼ."""
     if not width.quantized:
         return 0.0
+    errors = sums.errors.get(width.group_size or 0)
     total = 0.0
     for rows, values in _blocks(module, weight, width):
-        total += float((values - rows).double().square().sum(0) @ squares)
+        total += share * float((values - rows).double().square().sum(0) @ sums.squares)
+        if errors is not None:
+            total += float(rows.double().square().sum(0) @ errors)
     return total
 
 

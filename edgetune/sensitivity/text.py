@@ -25,6 +25,7 @@ _MOST_POSITIONS, _MOST_LOGITS = 256, 1 << 25
 # Of all items together: more text sharpens nothing, less tells too little.
 _MOST_TOKENS = 2048
 FEWEST_POSITIONS = 64
+_FEWEST_REST, _MOST_REST = 1024, 128
 
 
 def calibration_items(
@@ -35,9 +36,10 @@ def calibration_items(
     seed: int,
     modules: int,
     progress: Progress,
-) -> tuple[str, tuple[ScoredItem, ...]]:
-    """(source, items): as many as the time for so many modules allows, spread evenly over the data;
-    the same ones on every machine.
+) -> tuple[str, tuple[ScoredItem, ...], tuple[ScoredItem, ...]]:
+    """(source, items, the rest). The items are as many as the time for so many modules allows,
+    spread evenly over the data; the same ones on every machine. The rest is what GPTQ may see where
+    KL is measured on the items; too short a rest is made up for with the items themselves.
 
     Raises UsageError for calibration data with too few positions, or unfit items.
     """
@@ -62,7 +64,10 @@ def calibration_items(
         )
         raise UsageError(msg, "give more calibration items with data.calibration")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return source, _few(choose_items(items, parameters, modules).items)
+    chosen = _few(choose_items(items, parameters, modules).items)
+    measured = {item.id for item in chosen}
+    rest = tuple(item for item in items if item.id not in measured)[:_MOST_REST]
+    return source, chosen, rest if _tokens(rest) >= _FEWEST_REST else (*rest, *chosen)
 
 
 def _cut(item: ScoredItem, positions: int) -> ScoredItem:
@@ -71,6 +76,9 @@ def _cut(item: ScoredItem, positions: int) -> ScoredItem:
 
 def _few(items: Sequence[ScoredItem]) -> tuple[ScoredItem, ...]:
     """Items spread evenly that hold at most `_MOST_TOKENS` tokens, prompts included."""
-    lengths = [len(item.prompt_ids) + item.positions for item in items]
-    count = max(1, min(len(items), _MOST_TOKENS * len(items) // max(1, sum(lengths))))
+    count = max(1, min(len(items), _MOST_TOKENS * len(items) // max(1, _tokens(items))))
     return tuple(items[number * len(items) // count] for number in range(count))
+
+
+def _tokens(items: Sequence[ScoredItem]) -> int:
+    return sum(len(item.prompt_ids) + item.positions for item in items)

@@ -44,6 +44,7 @@ def test_two_validations_give_the_same_figures_to_the_last_digit(
             assert results["results"]["demo"]["exact_match,none"] == metric[side]
 
 
+@pytest.mark.slow
 def test_private_data_is_in_no_byte_of_the_package(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(demo, out)

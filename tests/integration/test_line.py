@@ -209,6 +209,7 @@ def test_until_merge_gives_a_checkpoint(demo: Path, tmp_path: Path) -> None:
     assert entry["verdict"] is entry["package"] is entry["report"] is None
 
 
+@pytest.mark.slow
 def test_gptq_keeps_what_rounding_to_nearest_loses(demo: Path, tmp_path: Path) -> None:
     """At a size at which rounding to nearest answers every third request rightly."""
     out = shutil.copytree(demo, tmp_path / "out", symlinks=True)

@@ -18,7 +18,7 @@ from edgetune.optimize.schemes import find_scheme, make_widths
 from edgetune.optimize.survival import linear_shapes
 from tests.families import FAMILIES, build_family
 
-pytestmark = pytest.mark.line
+pytestmark = pytest.mark.slow
 
 SCHEMES = ("fp32", "w8a16-rtn", "w4a16-rtn")
 _NUMBERS = ("difference", "largest", "kl_mean", "answer")

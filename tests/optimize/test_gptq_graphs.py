@@ -11,7 +11,7 @@ import pytest
 from edgetune.child import run_child
 from edgetune.files import list_files
 
-pytestmark = pytest.mark.line
+pytestmark = pytest.mark.slow
 SCHEMES = ("w4a16-gptq-g16", "w4a16-rtn-g16")
 
 

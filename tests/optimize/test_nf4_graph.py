@@ -14,7 +14,7 @@ from edgetune.files import dump_json, read_json
 from edgetune.optimize.survival import linear_shapes
 from tests.tiny import build_base, edit_tensors
 
-pytestmark = pytest.mark.line
+pytestmark = pytest.mark.slow
 
 TRAINED_AS = {"type": "nf4", "double_quant": True, "compute_dtype": "float32"}
 CHANGED = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")

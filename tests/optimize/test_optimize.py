@@ -306,6 +306,7 @@ def failures(
     return {str(case): facts[str(number)] for number, case in enumerate(cases)}
 
 
+@pytest.mark.slow
 def test_the_same_bytes_elsewhere(
     built: Built, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

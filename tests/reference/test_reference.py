@@ -249,6 +249,7 @@ def test_positions_are_limited_and_the_rest_is_told(
     assert facts["items"] < head["items_in_data"] == len(CHATS)
 
 
+@pytest.mark.slow
 @pytest.mark.line
 def test_two_processes_write_the_same_bytes(
     arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -272,6 +273,7 @@ def test_two_processes_write_the_same_bytes(
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_private_data_is_measured_and_stays_at_home(arguments: Make, tmp_path: Path) -> None:
     facts, head, items = run(arguments(), tmp_path / "open")
     private, private_head, private_items = run(
@@ -300,6 +302,7 @@ def test_private_data_is_measured_and_stays_at_home(arguments: Make, tmp_path: P
     assert [text for text in told if text.encode() in carried] == []
 
 
+@pytest.mark.slow
 def test_private_data_that_is_none_changes_nothing(arguments: Make, tmp_path: Path) -> None:
     run(arguments(evaluation=None, self_test_data="builtin"), tmp_path / "private")
     run(arguments(evaluation=None), tmp_path / "open")

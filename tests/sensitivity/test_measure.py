@@ -16,7 +16,15 @@ from edgetune.errors import UsageError
 from edgetune.optimize.widths import Width, parse_width
 from edgetune.reference.render import ScoredItem
 from edgetune.sensitivity import RESULT
-from edgetune.sensitivity.layers import layers_of, running, states_after
+from edgetune.sensitivity.layers import (
+    InputSums,
+    layers_of,
+    rounded_to_8_bits,
+    rounding_inputs,
+    running,
+    states_after,
+    sums_of_inputs,
+)
 from edgetune.sensitivity.measure import sensitivity_step
 from edgetune.sensitivity.rounded import noise_energy, rounded_weight
 from edgetune.sensitivity.text import calibration_items
@@ -39,6 +47,7 @@ def measure(base: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "checkpoint": str(base),
         "calibration": str(data),
         "task": TASK,
+        "accuracy_level": None,
         "default": {"bits": 4, "group_size": 32, "algorithm": "rtn", "symmetric": True},
         "seed": 1,
         "threads": 1,
@@ -95,7 +104,7 @@ def test_one_module_alone_is_what_torch_says(
     options = next(m["options"] for m in tied["modules"] if m["name"] == name)
     found = next(o for o in options if o["width"] == "w4-g32")
     data = folder / "out.jsonl"
-    _, items = calibration_items(model, tiny_llama_tied, data, TASK, 1, 15, lambda _: None)
+    _, items, _ = calibration_items(model, tiny_llama_tied, data, TASK, 1, 15, lambda _: None)
     assert len(items) == tied["items"] == 8
     before = [torch.log_softmax(scored(model, item).double(), -1) for item in items]
     module = model.get_submodule(name)
@@ -144,20 +153,70 @@ def test_calibration_data_that_is_too_short(tiny_llama: Path, tmp_path: Path) ->
         measure(tiny_llama, tmp_path / "out", calibration=str(data))
 
 
+@pytest.mark.parametrize("rounds_inputs", [False, True])
 @pytest.mark.parametrize("words", ["w4-g32", "w8-g64", "w4-g256"])
-def test_the_noise_is_the_error_of_the_outputs(words: str) -> None:
+def test_the_noise_is_the_error_of_the_outputs(words: str, rounds_inputs: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(24, 96, generator=generator)
+    module = torch.nn.Linear(96, 24, bias=False)
+    module.weight.data = torch.randn(24, 96, generator=generator)
     inputs = torch.randn(4000, 96, generator=generator) * torch.linspace(0.1, 2, 96)
     width = parse_width(words, FOUR)
-    error = rounded_weight("m", weight, width) - weight
-    found = noise_energy("m", weight, width, inputs.double().square().sum(0))
-    assert found == pytest.approx(float((inputs @ error.T).double().square().sum()), rel=0.05)
+    assert width.group_size is not None
+    with sums_of_inputs({"m": module}, (32, 64, 256) if rounds_inputs else ()) as sums:
+        exact = module(inputs).detach()
+    found = noise_energy("m", module.weight.data, width, sums["m"])
+    module.weight.data = rounded_weight("m", module.weight.data, width)
+    with rounding_inputs({module: width.group_size} if rounds_inputs else {}):
+        error = module(inputs).detach() - exact
+    assert found == pytest.approx(float(error.double().square().sum()), rel=0.05)
     assert found > 0
 
 
+def test_inputs_are_rounded_in_groups_of_their_own() -> None:
+    values = torch.cat([torch.linspace(-1, 1, 32), torch.full((8,), 100.0)])[None]
+    rounded = rounded_to_8_bits(values, 32)
+    assert (rounded[0, :32] - values[0, :32]).abs().max() <= 0.5 / 127 + 1e-6
+    assert torch.equal(rounded[0, 32:], values[0, 32:])
+    assert not torch.equal(rounded_to_8_bits(values, 64)[0, :32], rounded[0, :32])
+    assert torch.equal(rounded_to_8_bits(torch.zeros(1, 32), 32), torch.zeros(1, 32))
+
+
+def test_where_products_round_their_inputs_8_bits_cost_more(
+    tied: dict[str, Any], tiny_llama_tied: Path, tmp_path: Path
+) -> None:
+    found = measure(tiny_llama_tied, tmp_path / "out", accuracy_level=4)
+    for module, other in zip(found["modules"], tied["modules"], strict=True):
+        own, its = ({o["width"]: o["kl"] for o in m["options"]} for m in (module, other))
+        assert own["w8-g32"] > its["w8-g32"]
+
+
+def test_where_gptq_rounds_modules_cost_what_it_leaves(tiny_llama: Path, tmp_path: Path) -> None:
+    nearest = measure(tiny_llama, tmp_path / "nearest")
+    gptq = {"bits": 4, "group_size": 32, "algorithm": "gptq", "symmetric": True}
+    found = measure(tiny_llama, tmp_path / "gptq", default=gptq)
+    assert measure(tiny_llama, tmp_path / "layered", default=gptq, layered=True) == found
+    costs = [
+        {m["name"]: m["options"] for m in value["modules"] if "layers" in m["name"]}
+        for value in (nearest, found)
+    ]
+    kl = [
+        sum(next(o["kl"] for o in rows if o["width"] == "w4-g32") for rows in c.values())
+        for c in costs
+    ]
+    assert 0 < kl[1] < 0.8 * kl[0]
+    assert len(found["joint"]) == 3
+    assert found["joint"][0]["kl"] < nearest["joint"][0]["kl"]
+
+
+def test_an_embedding_of_its_own_has_8_bits_or_more(tiny_llama: Path, tmp_path: Path) -> None:
+    found = measure(tiny_llama, tmp_path / "out")
+    options = {m["name"]: [o["width"] for o in m["options"]] for m in found["modules"]}
+    assert all(not words.startswith("w4") for words in options["model.embed_tokens"])
+    assert any(words.startswith("w4") for words in options["lm_head"])
+
+
 def test_a_float_width_changes_nothing() -> None:
-    weight = torch.randn(4, 32)
+    weight, sums = torch.randn(4, 32), InputSums(torch.ones(32).double(), {})
     assert rounded_weight("m", weight, parse_width("fp32", FOUR)) is weight
-    assert noise_energy("m", weight, parse_width("fp32", FOUR), torch.ones(32).double()) == 0.0
-    assert np.isfinite(noise_energy("m", weight, FOUR, torch.ones(32).double()))
+    assert noise_energy("m", weight, parse_width("fp32", FOUR), sums) == 0.0
+    assert np.isfinite(noise_energy("m", weight, FOUR, sums))

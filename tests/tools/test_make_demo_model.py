@@ -66,6 +66,7 @@ def test_answers_of_known_messages(tools: tuple[ModuleType, ModuleType]) -> None
                 assert number in answer
 
 
+@pytest.mark.slow
 @pytest.mark.line
 def test_quick_run_ships_every_part(quick: Path) -> None:
     report = json.loads((quick / "MEASURED.json").read_text())
@@ -78,6 +79,7 @@ def test_quick_run_ships_every_part(quick: Path) -> None:
         assert card == "---\nlicense: apache-2.0\n---\n"
 
 
+@pytest.mark.slow
 @pytest.mark.line
 def test_quick_run_names_no_machine(quick: Path) -> None:
     for file in quick.rglob("*.json*"):
@@ -92,6 +94,7 @@ def test_quick_run_names_no_machine(quick: Path) -> None:
         assert config["base_model_name_or_path"] == base
 
 
+@pytest.mark.slow
 @pytest.mark.line
 def test_same_seed_same_bytes(
     tools: tuple[ModuleType, ModuleType], quick: Path, tmp_path: Path

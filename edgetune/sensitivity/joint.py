@@ -1,0 +1,99 @@
+"""Allocations of the greedy path, quantized as a whole: what adding up is worth.
+
+Where the graph will be rounded by GPTQ, so are these: each layer for what the rounded layers before
+it give on text that KL is not measured on. Within a layer all modules are rounded at once, for what
+they are given in float32, where the pass itself goes from module to module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from edgetune.optimize.allocation import Allocation, Option, make_path
+from edgetune.optimize.threads import one_thread
+from edgetune.optimize.widths import Width, parse_width
+from edgetune.sensitivity.gptq import GPTQ, States, given_to, solved_weight
+from edgetune.sensitivity.layers import states_after
+from edgetune.sensitivity.measured import Measurement, digits, layer_of
+from edgetune.sensitivity.rounded import rounded_weight
+
+Progress = Callable[[str], None]
+
+# Of the largest sum of KL: where allocations are measured as a whole. GPTQ takes its time.
+_SHARES, _SHARES_OF_GPTQ = (1.0, 0.3, 0.1, 0.03, 0.01), (1.0, 0.1, 0.01)
+
+
+def measure_joint(
+    found: Measurement, options: Mapping[str, Sequence[Mapping[str, Any]]], progress: Progress
+) -> list[dict[str, float]]:
+    """[{added: the sum of what the modules cost alone, kl: what they cost together}]."""
+    path = make_path(
+        {n: [Option(o["width"], o["bytes"], o["kl"]) for o in rows] for n, rows in options.items()}
+    )
+    most = path[0].kl
+    chosen: dict[float, Allocation] = {}
+    for share in _SHARES_OF_GPTQ if found.algorithm == GPTQ else _SHARES:
+        nearest = next((a for a in path if a.kl <= share * most), path[-1])
+        if nearest.kl > 0:
+            chosen[nearest.kl] = nearest
+    rows = []
+    for number, allocation in enumerate(chosen.values(), 1):
+        progress(f"allocation {number} of {len(chosen)} as a whole")
+        rows.append({"added": allocation.kl, "kl": digits(_together(found, allocation))})
+    return rows
+
+
+def _together(found: Measurement, allocation: Allocation) -> float:
+    """KL of the model with every module at its width, one layer quantized at a time."""
+    model = found.model
+    widths = {name: parse_width(w, found.default) for name, w in allocation.widths.items()}
+    given: States = [None] * len(found.items)
+    seen: States = [None] * len(found.seen)
+    # The embeddings and the head are quantized all along, a layer while it runs.
+    outer = {name: width for name, width in widths.items() if layer_of(name) < 0}
+    # As the pass itself: a code would follow the number of threads.
+    threads = one_thread() if found.algorithm == GPTQ else nullcontext()
+    with threads, _replaced(model, _nearest(model, outer)), found.rounding(outer):
+        for number in range(len(found.states)):
+            own = {name: width for name, width in widths.items() if layer_of(name) == number}
+            by_gptq = found.algorithm == GPTQ and any(width.quantized for width in own.values())
+            rounded = _solved(found, number, own, seen) if by_gptq else _nearest(model, own)
+            with _replaced(model, rounded), found.rounding(own):
+                given = states_after(model, found.items, number, given)
+                if found.algorithm == GPTQ:
+                    seen = states_after(model, found.seen, number, seen)
+        return found.kl_from(len(found.states), given)
+
+
+def _nearest(model: Any, widths: Mapping[str, Width]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, width in widths.items():
+        yield name, rounded_weight(name, model.get_submodule(name).weight.data, width)
+
+
+def _solved(
+    found: Measurement, number: int, widths: Mapping[str, Width], seen: States
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The layer's weights by GPTQ, for what its modules are given of the text that it may see."""
+    given = given_to(found, number, list(widths), seen)
+    for name, width in widths.items():
+        weight = found.model.get_submodule(name).weight.data
+        yield name, solved_weight(weight, given[name], width)
+
+
+@contextmanager
+def _replaced(model: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[None]:
+    """The model with these weights, while the block runs."""
+    before = {}
+    try:
+        for name, weight in weights:
+            module = model.get_submodule(name)
+            before[name] = module.weight.data
+            module.weight.data = weight
+        yield
+    finally:
+        for name, weight in before.items():
+            model.get_submodule(name).weight.data = weight
