@@ -48,6 +48,7 @@ def estimate(
     adapted: bool,
     layered: bool,
     merges: int = 1,
+    kv_cache: str = "float32",
 ) -> Estimates:
     """Predict sizes from the tensors' shapes; see `Estimates`. `adapted`: with adapters;
     `layered`: run layer by layer; `merges`: how many merged checkpoints are compared."""
@@ -64,7 +65,7 @@ def estimate(
         merged_bytes=merged,
         graph_bytes=graph_bytes,
         device_memory_bytes=predict_memory_bytes(graph_bytes, scale_bytes),
-        cache_token_bytes=cache_bytes_per_token(base.config),
+        cache_token_bytes=cache_bytes_per_token(base.config, kv_cache),
         build_memory_bytes=build_memory_bytes(base),
         # The graph lies in the store, in the package, and twice more while it is exported.
         disk_bytes=merges * merged + 4 * graph_bytes + scratch + 50_000_000,

@@ -76,7 +76,7 @@ def make_lock(plan: Plan, shared: Mapping[str, Step], graphs: Mapping[str, Step]
 
 def _calibrated_on(plan: Plan) -> str | None:
     """Which text the scheme rounded by, in words; null where it needs none."""
-    if not plan.scheme.calibrated:
+    if not plan.calibrated:
         return None
     given = plan.inputs.calibration is not None
     return "calibration data" if given else "text sampled from the trained model"

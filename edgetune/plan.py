@@ -31,7 +31,7 @@ from edgetune.optimize.allocation_widths import chosen_rules, smallest_graph_byt
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
 from edgetune.optimize.widths import Widths
-from edgetune.providers import check_kernels, find_provider
+from edgetune.providers import INT8_CACHE, check_kernels, find_provider
 from edgetune.recipe import Recipe
 from edgetune.storage import plan_widths, storage_problems
 
@@ -143,7 +143,13 @@ class Plan:
     def variant(self) -> str:
         """The variant's folder name in the package, `<provider>-<scheme>`."""
         name = variant_name(self.provider, self.scheme.name, self.group_size)
-        return f"{name}-protected" if self.recipe.protect else name
+        name += "-protected" if self.recipe.protect else ""
+        return f"{name}-kv8" if self.recipe.kv_cache == "int8" else name
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the graph is made with calibration text."""
+        return self.scheme.calibrated or self.recipe.kv_cache == "int8"
 
     @property
     def widths(self) -> Widths:
@@ -191,12 +197,21 @@ def make_plan(
     adapted = bool(inputs.adapters)
     onto = merges_onto(recipe, inputs)
     found.extend(storage_problems(recipe, scheme, widths, inputs.base, onto))
-    estimates = estimate(inputs.base, widths, adapted=adapted, layered=layered, merges=len(onto))
+    estimates = estimate(
+        inputs.base,
+        widths,
+        adapted=adapted,
+        layered=layered,
+        merges=len(onto),
+        kv_cache=recipe.kv_cache,
+    )
     found.extend(room_problems(device, estimates, free_disk_bytes))
     if scheme.chooses:
         found.extend(_choice_problems(recipe, scheme, widths, inputs))
     try:
-        check_kernels(provider, scheme.name, scheme.needs)
+        check_kernels(provider, f"the scheme {scheme.name}", scheme.needs)
+        if recipe.kv_cache == "int8":
+            check_kernels(provider, "kv_cache: int8", INT8_CACHE)
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
     if found:

@@ -112,6 +112,8 @@ class Recipe(Strict):
     group_size: int | None = None
     # Modules that are stored otherwise: {end of a module's name: w8, w8-g64 or fp32}.
     protect: dict[str, str] = Field(default_factory=dict)
+    # How keys and values of the text so far are held.
+    kv_cache: Literal["float32", "int8"] = "float32"
     onto: Literal["dequantized", "original", "auto"] = "dequantized"
     merge_dtype: Literal["float32", "base"] = "float32"
     tolerances: Tolerances = Tolerances()
@@ -249,6 +251,7 @@ data:                            # JSON lines: text, prompt + completion, or mes
 scheme: w8a16-rtn                # w4a16-kquant-mixed, …: docs/schemes.md; auto: by measurement
 # group_size: 128                # 16, 32, 64, 128 or 256; larger is faster and coarser
 # protect: {v_proj: w8}          # modules by the end of their name: w8, w8-g64, or fp32
+# kv_cache: float32              # int8: half the memory of a long context; docs/kv-cache.md
 # onto: dequantized              # QLoRA: merge onto the weights the adapter saw, or `original`;
                                  # auto: both, and the one nearer to the trained model is taken
 # merge_dtype: float32           # or `base`: the base's own type, rounding reported

@@ -47,6 +47,9 @@ _STEPS = ("merge", "reference", "optimize", "package", "validate")
     help="QLoRA: merge onto; auto: the better of both.",
 )
 @click.option("--scheme", help="Quantization scheme, for example w8a16-rtn or w8a16-rtn-g128.")
+@click.option(
+    "--kv-cache", type=click.Choice(["float32", "int8"]), help="How keys and values are held."
+)
 @click.option("--merge-dtype", type=click.Choice(["float32", "base"]), help="Merged tensors' type.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights, confined.")
 @click.option("--thorough", is_flag=True, help="Measure what takes minutes, too.")
@@ -153,7 +156,7 @@ def _recipe_of(flags: dict[str, Any]) -> Recipe:
     if flags["scheme"] is not None:
         # A scheme on the command line replaces the recipe's scheme with its group size.
         values["scheme"], values["group_size"] = flags["scheme"], None
-    for key in ("task", "self_test_data", "onto", "merge_dtype"):
+    for key in ("task", "self_test_data", "onto", "merge_dtype", "kv_cache"):
         if flags[key] is not None:
             values[key] = flags[key]
     try:

@@ -18,7 +18,7 @@ from edgetune.step import Step, path_of
 def optimize_step(plan: Plan, store: Path) -> Step:
     """Merged checkpoint → flat onnxruntime-genai folder, one a provider and scheme."""
     merge = merge_step(plan)
-    workflow = make_workflow(plan.scheme, plan.widths, plan.provider)
+    workflow = make_workflow(plan.scheme, plan.widths, plan.provider, plan.recipe.kv_cache)
     return Step(
         name="optimize",
         function="edgetune.optimize.optimize:optimize_step",
@@ -28,6 +28,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
             "workflow": workflow,
             "scheme": plan.scheme.name,
             "widths": plan.widths.as_json(),
+            "kv_cache": plan.recipe.kv_cache,
             "provider": plan.provider,
             **_calibration(plan),
         },
@@ -52,7 +53,7 @@ def optimize_step(plan: Plan, store: Path) -> Step:
 
 def _calibration(plan: Plan) -> dict[str, Any]:
     """An argument of the optimize step: what the calibration text is made of."""
-    if not plan.scheme.calibrated:
+    if not plan.calibrated:
         return {}
     data = plan.inputs.calibration
     return {
@@ -62,13 +63,14 @@ def _calibration(plan: Plan) -> dict[str, Any]:
             "seed": SEED,
             "threads": usable_cores(),
             "layered": plan.layered,
+            "cache_scales": plan.recipe.kv_cache == "int8",
         }
     }
 
 
 def _calibration_inputs(plan: Plan) -> dict[str, Any]:
-    """A part of the optimize step's key, for a scheme that needs calibration text."""
-    if not plan.scheme.calibrated:
+    """A part of the optimize step's key, for a graph that is made with calibration text."""
+    if not plan.calibrated:
         return {}
     data = plan.inputs.calibration
     return {

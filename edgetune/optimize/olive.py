@@ -38,6 +38,7 @@ from edgetune.optimize.rounding import Rounder, all_rounders
 from edgetune.optimize.widths import FLOAT, Widths, widths_from_json
 from edgetune.optimize.workflow import (
     CACHE,
+    CACHE_SCALES,
     CALIBRATION,
     CHECKPOINT,
     CODES,
@@ -103,6 +104,9 @@ class GenaiBuilder(Pass):  # type: ignore[misc]
             "widths": _option(dict),
             # The folder of a pass that rounded modules by calibration text.
             "codes": _option(str),
+            # An 8-bit key-value cache, and the file of its scales.
+            "kv_cache_quant_scheme": _option(str),
+            "kv_cache_scale_file": _option(str),
         }
 
     def _run_for_config(
@@ -186,7 +190,8 @@ def run_workflow(
     calibration: Path | None = None,
 ) -> None:
     """Run a workflow of `optimize.workflow` over a checkpoint; the genai folder is put into `out`.
-    `calibration`: token ids, as JSON, for a workflow that asks for them.
+    `calibration`: the folder of calibration.json (token ids) and cache_scales.json, for a workflow
+    that asks for them.
 
     Olive's cache and temporary files lie in a folder inside `out`, which is removed. All files are
     copies: Olive links some, and onnx refuses linked external data. Raises StepFailedError with
@@ -201,7 +206,8 @@ def run_workflow(
         CACHE: str(work / "cache"),
         OUT: str(result),
         CODES: str(work / "codes"),
-        CALIBRATION: str(calibration),
+        CALIBRATION: str(calibration / "calibration.json") if calibration else "",
+        CACHE_SCALES: str(calibration / "cache_scales.json") if calibration else "",
     }
     listener = _Listener(progress)
     logger = logging.getLogger("olive")

@@ -18,7 +18,7 @@ from edgetune.optimize.widths import widths_from_json
 
 # Made by the reference's own code, in a process of its own.
 _CALIBRATE = "edgetune.reference.calibration:calibration_step"
-_CALIBRATION, _TEXTS = ".calibration", "calibration.json"
+_CALIBRATION = ".calibration"
 
 
 def optimize_step(
@@ -27,13 +27,13 @@ def optimize_step(
     """Build the graph that `arguments["workflow"]` describes, and prove what it is.
 
     arguments: checkpoint (folder), base (what the fine-tune started from: {path, trained_as}, or
-    null), workflow (of `make_workflow`), scheme (name), widths, provider, calibration (what
-    `reference.calibration` is given beside the checkpoint, for a scheme that needs it; else null).
-    Facts: graph_bytes
-    (model.onnx and its data), read_back, survival, open_peak_rss_mb (of the process that opened
-    it), generation_set, generation_not_carried. Raises InputRefusedError for a checkpoint that the
-    builder would get wrong, StepFailedError when Olive yields no model, an option was ignored, or
-    the model does not run.
+    null), workflow (of `make_workflow`), scheme (name), widths, kv_cache (float32 or int8),
+    provider, calibration (what `reference.calibration` is given beside the checkpoint, for a graph
+    that is made with it; else null). Facts: graph_bytes (model.onnx and its data), read_back,
+    survival, open_peak_rss_mb (of the process that opened it), generation_set,
+    generation_not_carried. Raises InputRefusedError for a checkpoint that the builder would get
+    wrong, StepFailedError when Olive yields no model, an option was ignored, or the model does not
+    run.
     """
     checkpoint = Path(arguments["checkpoint"])
     scheme = find_scheme(arguments["scheme"])
@@ -51,11 +51,12 @@ def optimize_step(
     from edgetune.optimize.survival import survival
 
     calibrated = _calibrate(arguments, out, progress)
-    run_workflow(arguments["workflow"], checkpoint, out, progress, out / _CALIBRATION / _TEXTS)
+    run_workflow(arguments["workflow"], checkpoint, out, progress, out / _CALIBRATION)
     shutil.rmtree(out / _CALIBRATION, ignore_errors=True)  # none of it ships
     facts = complete_folder(out, checkpoint)
     progress("reading the graph back")
-    wanted = decoder.make_expectations(scheme, widths, ties_embeddings(config))
+    kv_cache = arguments.get("kv_cache", "float32")
+    wanted = decoder.make_expectations(scheme, widths, ties_embeddings(config), kv_cache)
     modules = {name.removesuffix(".weight") for name in read_checkpoint(checkpoint).tensors}
     found = read_back(out, wanted, widths, modules)
     left = survival(out, checkpoint, arguments["base"], widths, progress)

@@ -115,11 +115,25 @@ def describe_graph(graph: Any) -> dict[str, Any]:
         "accuracy_level": _one(_attribute(n, "accuracy_level", 0) for n in products),
         "symmetric": _one(not (len(n.input) > 3 and n.input[3]) for n in products),
         "last_token_head": _has_last_token_head(graph),
+        "kv_cache": _kv_cache(graph),
         "quantized_matmuls": len(quantized),
         "nf4_matmuls": len(quantized) - len(products),
         "float_matmuls": len(floats),
         "embedding": _embedding(graph, constants),
     }
+
+
+def _kv_cache(graph: Any) -> str | None:
+    """The type of what attention is given of the text before; null where there is nothing."""
+    from onnx import TensorProto
+
+    kinds = {
+        TensorProto.DataType.Name(i.type.tensor_type.elem_type)
+        for i in graph.input
+        if i.name.startswith("past_key_values.")
+    }
+    names = {"FLOAT": "float32", "INT8": "int8"}
+    return "/".join(sorted(names.get(kind, kind.lower()) for kind in kinds)) or None
 
 
 def _attribute(node: Any, name: str, default: Any = None) -> Any:

@@ -52,12 +52,14 @@ def predict_memory_bytes(graph_bytes: int, scale_bytes: int) -> int:
     return _RUNTIME_BYTES + int(_WEIGHTS * (graph_bytes - scale_bytes) + _SCALES * scale_bytes)
 
 
-def cache_bytes_per_token(config: Mapping[str, Any]) -> int:
-    """What one token of context adds: keys and values of every layer, in float32."""
+def cache_bytes_per_token(config: Mapping[str, Any], kv_cache: str = "float32") -> int:
+    """What one token of context adds: keys and values of every layer. Of an 8-bit cache old and
+    new are both held, since onnxruntime-genai does not share the buffer."""
     heads = int(config.get("num_attention_heads") or 1)
     key_value_heads = int(config.get("num_key_value_heads") or heads)
     layers = int(config.get("num_hidden_layers") or 0)
-    return 2 * layers * key_value_heads * _head_size(config) * _FLOAT_BYTES
+    held = 2 if kv_cache == "int8" else _FLOAT_BYTES
+    return 2 * layers * key_value_heads * _head_size(config) * held
 
 
 def _rotary_bytes(config: Mapping[str, Any]) -> int:

@@ -15,14 +15,18 @@ from edgetune.providers import check_kernels, find_provider
 # Filled in when the workflow runs: a workflow is part of a step's key and names no folder.
 CHECKPOINT, CACHE, OUT = "<checkpoint>", "<cache>", "<out>"
 CALIBRATION, CODES = decoder.CALIBRATION, decoder.CODES
+CACHE_SCALES = decoder.CACHE_SCALES
 
 
-def make_workflow(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]:
+def make_workflow(
+    scheme: Scheme, widths: Widths, provider: str, kv_cache: str = "float32"
+) -> dict[str, Any]:
     """Olive's workflow for one scheme on one execution provider, without a search.
 
-    `widths`: of the modules. Raises UsageError when the provider has no kernels for the scheme.
+    `widths`: of the modules; `kv_cache`: float32 or int8. Raises UsageError when the provider has
+    no kernels for the scheme.
     """
-    check_kernels(provider, scheme.name, scheme.needs)
+    check_kernels(provider, f"the scheme {scheme.name}", scheme.needs)
     accelerator = {
         "device": find_provider(provider).DEVICE_KIND,
         "execution_providers": [provider],
@@ -30,7 +34,7 @@ def make_workflow(scheme: Scheme, widths: Widths, provider: str) -> dict[str, An
     return {
         "input_model": {"type": "HfModel", "config": {"model_path": CHECKPOINT}},
         "systems": {"local": {"type": "LocalSystem", "config": {"accelerators": [accelerator]}}},
-        "passes": decoder.make_passes(scheme, widths, provider),
+        "passes": decoder.make_passes(scheme, widths, provider, kv_cache),
         "engine": {
             "host": "local",
             "target": "local",

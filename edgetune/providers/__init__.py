@@ -9,6 +9,9 @@ from typing import Protocol, cast
 
 from edgetune.errors import UsageError
 
+# Of `Provider.PRECISIONS`: an 8-bit key-value cache.
+INT8_CACHE = "int8 cache"
+
 
 class Provider(Protocol):
     """What a file in this folder says."""
@@ -31,8 +34,8 @@ class Provider(Protocol):
 
     @property
     def PRECISIONS(self) -> tuple[str, ...]:
-        """The builder's precisions that have kernels, and `nf4` where MatMulBnb4 has one; a scheme
-        that needs another one is refused."""
+        """The builder's precisions that have kernels, `nf4` where MatMulBnb4 has one, and
+        `int8 cache` where attention reads one; what needs another one is refused."""
 
 
 _FILES = sorted(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__))
@@ -53,10 +56,10 @@ def find_provider(name: str) -> Provider:
     raise UsageError(msg, meant)
 
 
-def check_kernels(provider: str, scheme: str, precision: str) -> None:
-    """Raise UsageError when the provider has no kernels for the precision of a scheme."""
+def check_kernels(provider: str, what: str, precision: str) -> None:
+    """Raise UsageError when the provider has no kernels of the precision that `what` needs."""
     row = find_provider(provider)
     if precision not in row.PRECISIONS:
-        msg = f"{provider} has no kernels for the scheme {scheme} ({precision})"
+        msg = f"{provider} has no kernels for {what} ({precision})"
         hint = f"it runs {', '.join(row.PRECISIONS)}: choose a scheme of these, such as w8a16-rtn"
         raise UsageError(msg, hint)

@@ -10,4 +10,4 @@ DEVICE_KIND: Final = "cpu"
 BUILDER_NAME: Final = "cpu"
 # onnxruntime-genai's builder also takes fp16 and bf16 here, and exits 0, but the graph then fails
 # at run time: ONNX Runtime's CPU kernels lack these types.
-PRECISIONS: Final = ("fp32", "int8", "int4", "nf4")
+PRECISIONS: Final = ("fp32", "int8", "int4", "nf4", "int8 cache")

@@ -15,6 +15,7 @@ import torch
 
 from edgetune.errors import UsageError
 from edgetune.files import write_text
+from edgetune.reference.cache_scales import write_cache_scales
 from edgetune.reference.generation import sample
 from edgetune.reference.measure import deterministic, threads_for, with_model
 from edgetune.reference.own_text import make_prompts
@@ -40,7 +41,8 @@ def calibration_step(
     """Write `calibration.json`, [[token ids of one text]], into `out`.
 
     arguments: checkpoint (the merged folder), task, data (JSON lines, or null: text is sampled from
-    the checkpoint), seed, threads, layered (the model does not fit the memory). Facts: source,
+    the checkpoint), seed, threads, layered (the model does not fit the memory), cache_scales
+    (whether `cache_scales.json` is written too). Facts: source,
     texts, tokens. Raises UsageError where that is too short, or an item does not fit.
     """
     checkpoint = Path(arguments["checkpoint"])
@@ -61,6 +63,11 @@ def calibration_step(
         hint = "add rows to data.calibration, or choose a scheme that rounds to nearest (w4a16-rtn)"
         raise UsageError(msg, hint)
     write_text(out / FILE, json.dumps(chosen))
+    if arguments.get("cache_scales"):
+        from edgetune.checkpoint.trained import load_plain
+
+        scratch = checkpoint.parent if arguments.get("layered") else None
+        write_cache_scales(load_plain(checkpoint, torch.float32, scratch), chosen, out, progress)
     source = OWN_SOURCE if data is None else DATA_SOURCE
     return {"source": source, "texts": len(chosen), "tokens": tokens}
 

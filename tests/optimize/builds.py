@@ -16,8 +16,8 @@ PROVIDER = "CPUExecutionProvider"
 def build_all(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build `arguments["jobs"]`, [{checkpoint, scheme, protect, changed, base, calibration}], each
-    into `out/<its number>`.
+    """Build `arguments["jobs"]`, [{checkpoint, scheme, kv_cache, protect, changed, base,
+    calibration}], each into `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
     names a function here that is called before it, its `without` a correction that is left out.
@@ -35,7 +35,8 @@ def build_all(
         widths = make_widths(
             scheme, group, job.get("protect"), layers=layers, changed=job.get("changed", ())
         )
-        workflow = make_workflow(scheme, widths, PROVIDER)
+        kv_cache = job.get("kv_cache", "float32")
+        workflow = make_workflow(scheme, widths, PROVIDER, kv_cache)
         workflow["passes"]["builder"]["config"] |= job.get("options", {})
         folder = out / str(number)
         folder.mkdir()
@@ -43,6 +44,7 @@ def build_all(
             "checkpoint": job["checkpoint"],
             "workflow": workflow,
             "scheme": scheme.name,
+            "kv_cache": kv_cache,
             "base": job.get("base"),
             "calibration": job.get("calibration"),
         }

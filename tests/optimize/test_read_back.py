@@ -127,6 +127,24 @@ def write_graph(
     return folder
 
 
+def test_a_cache_is_of_the_type_that_was_asked_for(tmp_path: Path) -> None:
+    import onnx
+
+    kind = onnx.TensorProto.INT8
+    folder = write_graph(tmp_path)
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    past = ("past_key_values.0.key", "past_key_values.0.value")
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, kind, [1, 2, "past", 16]) for name in past
+    )
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    assert read_back(folder, WANTED, EIGHT, MODULES)["kv_cache"] == "int8"
+    small = make_expectations(SCHEMES["w8a16-rtn"], EIGHT, tied=False, kv_cache="int8")
+    assert read_back(folder, small, EIGHT, MODULES)["kv_cache"] == "int8"
+    with pytest.raises(StepFailedError, match="kv_cache is None, wanted int8"):
+        read_back(write_graph(tmp_path / "plain"), small, EIGHT, MODULES)
+
+
 def test_a_graph_as_asked_for(tmp_path: Path) -> None:
     assert read_back(write_graph(tmp_path), WANTED, EIGHT, MODULES) == {
         "weight_bits": 8,
@@ -134,6 +152,7 @@ def test_a_graph_as_asked_for(tmp_path: Path) -> None:
         "accuracy_level": 4,
         "symmetric": True,
         "last_token_head": True,
+        "kv_cache": None,
         "quantized_matmuls": 2,
         "nf4_matmuls": 0,
         "float_matmuls": 0,

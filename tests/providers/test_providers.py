@@ -20,7 +20,7 @@ def test_rows_are_whole() -> None:
 def test_the_cpu_provider_is_found() -> None:
     row = find_provider("CPUExecutionProvider")
     assert (row.SHORT_NAME, row.BUILDER_NAME, row.DEVICE_KIND) == ("cpu", "cpu", "cpu")
-    assert row.PRECISIONS == ("fp32", "int8", "int4", "nf4")
+    assert row.PRECISIONS == ("fp32", "int8", "int4", "nf4", "int8 cache")
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpuexecutionprovider", "CPUExecutionProvidr"])
@@ -38,6 +38,6 @@ def test_an_unknown_one_is_told_the_known() -> None:
 
 
 def test_a_scheme_without_kernels_is_refused() -> None:
-    check_kernels("CPUExecutionProvider", "w8a16-rtn", "int8")
+    check_kernels("CPUExecutionProvider", "the scheme w8a16-rtn", "int8")
     with pytest.raises(UsageError, match="CPUExecutionProvider has no kernels for the scheme half"):
-        check_kernels("CPUExecutionProvider", "half", "fp16")
+        check_kernels("CPUExecutionProvider", "the scheme half", "fp16")

@@ -15,12 +15,12 @@ from edgetune.providers import find_provider
 _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 # Where onnxruntime-genai computes the cache of a Phi-3 again (written into it).
 _LONGROPE_LENGTH = 4096
-# Filled in when the workflow runs: token ids of calibration text, and the codes that a pass makes
-# of them for the builder.
-CALIBRATION, CODES = "<calibration>", "<codes>"
+# Filled in when the workflow runs: token ids of calibration text, the codes that a pass makes
+# of them for the builder, and the scales of an 8-bit key-value cache.
+CALIBRATION, CODES, CACHE_SCALES = "<calibration>", "<codes>", "<cache scales>"
 
 
-def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]:
+def make_passes(scheme: Scheme, widths: Widths, provider: str, kv_cache: str) -> dict[str, Any]:
     """The Olive passes in order, {name: pass}. Options have the names that the builder reads.
 
     The logits are those of the last position alone (`prune_lm_head`): generation needs no others,
@@ -40,6 +40,9 @@ def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]
             "accuracy_level": scheme.accuracy_level,
             "widths": widths.as_json(),
         }
+    if kv_cache == "int8":
+        options["kv_cache_quant_scheme"] = "int8_per_channel"
+        options["kv_cache_scale_file"] = CACHE_SCALES
     *before, builder = scheme.passes
     if before:
         options["codes"] = CODES
@@ -48,7 +51,9 @@ def make_passes(scheme: Scheme, widths: Widths, provider: str) -> dict[str, Any]
     return {**passes, "builder": {"type": builder, "config": options}}
 
 
-def make_expectations(scheme: Scheme, widths: Widths, tied: bool) -> dict[str, Any]:
+def make_expectations(
+    scheme: Scheme, widths: Widths, tied: bool, kv_cache: str = "float32"
+) -> dict[str, Any]:
     """What the graph must show when it is read back, the products' widths aside; see
     `optimize.read_back`.
 
@@ -60,6 +65,7 @@ def make_expectations(scheme: Scheme, widths: Widths, tied: bool) -> dict[str, A
         "accuracy_level": scheme.accuracy_level,
         "last_token_head": True,
         "embedding": f"{form}, shared with the head" if tied else form,
+        **({"kv_cache": kv_cache} if kv_cache != "float32" else {}),
     }
 
 
