@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# For builds of which the latency is not asked.
+ELSEWHERE = ("-d", str(Path(__file__).parent / "elsewhere.yaml"))
 Edgetune = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.families import FAMILIES, build_family
-from tests.integration.conftest import edgetune, report_of
+from tests.integration.conftest import ELSEWHERE, edgetune, report_of
 from tests.tiny import make_adapter
 
 pytestmark = pytest.mark.slow
@@ -34,11 +34,11 @@ def test_the_whole_line(name: str, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = edgetune(
-        *("build", "-m", base, "-a", adapter, "-d", "generic-x86-64", "--data", data),
+        *("build", "-m", base, "-a", adapter, *ELSEWHERE, "--data", data),
         *("--scheme", "fp32", "-o", tmp_path / "out", "--json"),
     )
-    # 1: a tiny model may be slower than torch; 5: so few items prove little
-    assert done.returncode in (0, 1, 5), done.stderr
+    # 5: so few items prove little
+    assert done.returncode in (0, 5), done.stderr
     report: dict[str, Any] = report_of(done)
     assert report["merge"]["parity_max_abs"] <= report["merge"]["parity_limit"]
     fidelity = report["fidelity"]

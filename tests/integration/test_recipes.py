@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import edgetune, report_of
+from tests.integration.conftest import ELSEWHERE, edgetune, report_of
 
 pytestmark = pytest.mark.slow
-# Latency is not measured: other tests run beside these.
-DEVICE = ("-d", "generic-x86-64")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +18,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["demo-dora", "demo-qlora", "demo-two", "demo-full"])
 def test_a_good_recipe_passes(out: Path, name: str) -> None:
-    done = edgetune("build", name, *DEVICE, "-o", out, "--json")
+    done = edgetune("build", name, *ELSEWHERE, "-o", out, "--json")
     assert done.returncode == 0, done.stderr
     report = report_of(done)
     assert report["fidelity"]["retention"]["value"] >= 0.95
@@ -28,7 +26,7 @@ def test_a_good_recipe_passes(out: Path, name: str) -> None:
 
 
 def test_demo_fails_fails_and_says_what_was_lost(out: Path) -> None:
-    done = edgetune("build", "demo-fails", *DEVICE, "-o", out, "--json")
+    done = edgetune("build", "demo-fails", *ELSEWHERE, "-o", out, "--json")
     assert done.returncode == 1, done.stderr
     report = report_of(done)
     assert report["verdict"] == "fail"
@@ -40,7 +38,7 @@ def test_demo_fails_fails_and_says_what_was_lost(out: Path) -> None:
 
 def test_demo_erased_is_lost_at_4_bits_and_survives_at_8(out: Path) -> None:
     """The same adapter: below the step of the one scheme, above the noise of the other."""
-    done = edgetune("build", "demo-erased", *DEVICE, "-o", out, "--thorough", "--json")
+    done = edgetune("build", "demo-erased", *ELSEWHERE, "-o", out, "--thorough", "--json")
     assert done.returncode == 1, done.stderr
     lost = report_of(done)
     failed = {c["name"] for c in lost["checks"] if c["verdict"] == "fail"}
@@ -57,7 +55,9 @@ def test_demo_erased_is_lost_at_4_bits_and_survives_at_8(out: Path) -> None:
     text = (out / "demo-erased" / "reports" / f"{lost['device']}.md").read_text()
     assert f"erased in: {least['name']}".replace("_", "\\_") in text
 
-    done = edgetune("build", "demo-erased", *DEVICE, "--scheme", "w8a16-rtn", "-o", out, "--json")
+    done = edgetune(
+        "build", "demo-erased", *ELSEWHERE, "--scheme", "w8a16-rtn", "-o", out, "--json"
+    )
     assert done.returncode == 0, done.stderr
     kept = report_of(done)
     assert kept["fidelity"]["retention"]["low"] >= 0.95
@@ -70,7 +70,7 @@ def test_demo_erased_is_lost_at_4_bits_and_survives_at_8(out: Path) -> None:
 
 
 def test_auto_takes_the_merge_that_is_the_trained_model(out: Path) -> None:
-    done = edgetune("build", "demo-qlora", *DEVICE, "--onto", "auto", "-o", out, "--json")
+    done = edgetune("build", "demo-qlora", *ELSEWHERE, "--onto", "auto", "-o", out, "--json")
     assert done.returncode == 0, done.stderr
     merge = report_of(done)["merge"]
     assert merge["onto"] == merge["certificate"]["chosen"] == "dequantized"
@@ -81,7 +81,7 @@ def test_auto_takes_the_merge_that_is_the_trained_model(out: Path) -> None:
 
 
 def test_a_qlora_merged_onto_weights_it_never_saw_fails(out: Path) -> None:
-    done = edgetune("build", "demo-qlora", *DEVICE, "--onto", "original", "-o", out, "--json")
+    done = edgetune("build", "demo-qlora", *ELSEWHERE, "--onto", "original", "-o", out, "--json")
     assert done.returncode == 1, done.stderr
     report = report_of(done)
     assert report["merge"]["onto"] == "original"
@@ -90,7 +90,7 @@ def test_a_qlora_merged_onto_weights_it_never_saw_fails(out: Path) -> None:
 
 
 def test_a_merge_in_the_base_s_type_reports_its_rounding(out: Path) -> None:
-    done = edgetune("build", "demo", *DEVICE, "--merge-dtype", "base", "-o", out, "--json")
+    done = edgetune("build", "demo", *ELSEWHERE, "--merge-dtype", "base", "-o", out, "--json")
     assert done.returncode == 0, done.stderr
     merge = report_of(done)["merge"]
     assert merge["rounding_max_abs"] > 0
@@ -99,7 +99,7 @@ def test_a_merge_in_the_base_s_type_reports_its_rounding(out: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["fp32", "w4a16-rtn", "w8a16-rtn-g128"])
 def test_every_scheme_goes_through_the_line(out: Path, scheme: str) -> None:
-    done = edgetune("build", "demo", *DEVICE, "--scheme", scheme, "-o", out, "--json")
+    done = edgetune("build", "demo", *ELSEWHERE, "--scheme", scheme, "-o", out, "--json")
     assert done.returncode in (0, 1), done.stderr
     report = report_of(done)
     assert report["variant"] == f"cpu-{scheme}"
@@ -127,10 +127,10 @@ def test_adapters_that_do_not_add_up_are_refused(
 def test_flags_alone_are_enough_without_data(tmp_path: Path) -> None:
     data = Path(__file__).parents[2] / "recipes" / "data" / "demo"
     done = edgetune(
-        *("build", "-m", data / "edgetune-demo-base", "-a", data / "triage-lora", *DEVICE),
+        *("build", "-m", data / "edgetune-demo-base", "-a", data / "triage-lora", *ELSEWHERE),
         *("-o", tmp_path / "out", "--json"),
     )
     assert done.returncode == 0, done.stderr
     report = report_of(done)
-    assert report["identifier"] == "triage-lora@generic-x86-64"
+    assert report["identifier"] == "triage-lora@elsewhere"
     assert report["task_metrics"] == {}
