@@ -49,9 +49,11 @@ def test_another_folder_zone_locale_umask_and_hash_seed_give_the_same_bytes(
 
 @pytest.mark.parametrize("step", ["merge", "reference", "optimize", "package"])
 def test_kill_nine_during_a_step_loses_no_finished_one(
-    undisturbed: dict[str, str], tmp_path: Path, step: str
+    undisturbed: dict[str, str], demo: Path, tmp_path: Path, step: str
 ) -> None:
     out = tmp_path / "out"
+    if step != "merge":
+        half_store(demo, out, step)
     build = subprocess.Popen(
         [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)],
         cwd=ROOT,
@@ -133,11 +135,12 @@ def test_a_full_disk_is_told_and_survived(
     assert package_digests(out) == undisturbed
 
 
-def half_store(demo: Path, out: Path) -> None:
-    """A store in which merge and reference are done, and optimize is not."""
+def half_store(demo: Path, out: Path, missing: str = "optimize") -> None:
+    """A store in which the steps before `missing` are done, and it and those after it are not."""
     shutil.copytree(demo / "steps", out / "steps")
+    order = ("merge", "reference", "optimize", "package", "validate")
     for folder in out.glob("steps/*-*"):
-        if folder.name.split("-")[0] in ("optimize", "package", "validate"):
+        if folder.name.split("-")[0] in order[order.index(missing) :]:
             shutil.rmtree(folder)
 
 
@@ -163,10 +166,13 @@ def test_a_real_full_disk(undisturbed: dict[str, str], demo: Path, tmp_path: Pat
         assert not (small / "out").exists()
 
 
-def test_a_disk_that_fills_up_during_a_step(undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_during_a_step(
+    undisturbed: dict[str, str], demo: Path, tmp_path: Path
+) -> None:
     """Real writes that fail: a small file system is filled while the graph is being made."""
     with small_disk(tmp_path / "small", 150) as small:
         out, filler = small / "out", small / "filler"
+        half_store(demo, out)
         build = subprocess.Popen(
             [sys.executable, "-m", "edgetune", *FLAGS, "-o", str(out)],
             cwd=ROOT,
