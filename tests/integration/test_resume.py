@@ -99,10 +99,8 @@ def inject(out: Path, fault: str, demo: Path, tmp_path: Path) -> subprocess.Comp
     "fault",
     [
         "fsync:signal=SIGKILL:when=1",
-        "fsync:signal=SIGKILL:when=9",
         # strace counts by thread; the threads that write a graph and a package make 22 and more.
         "fsync:signal=SIGKILL:when=18",
-        "rename:signal=SIGKILL:when=2",
         "rename:signal=SIGKILL:when=4",
     ],
 )
