@@ -11,7 +11,7 @@ from tests.integration.conftest import ELSEWHERE, build_of, edgetune, report_of
 
 
 @pytest.mark.slow
-def test_an_adapter_that_4_bits_erase_is_kept_for_less_than_15_per_cent(tmp_path: Path) -> None:
+def test_an_adapter_that_4_bits_erase_is_kept_for_few_bytes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     flags = ("build", "demo-erased", *ELSEWHERE, "-o", out)
     plain = edgetune(*flags, "--json")
@@ -23,7 +23,9 @@ def test_an_adapter_that_4_bits_erase_is_kept_for_less_than_15_per_cent(tmp_path
     assert kept["variant"] == "cpu-auto"
     assert kept["fidelity"]["retention"]["low"] >= 0.95
     assert lost["fidelity"]["retention"]["value"] < 0
-    assert kept["size"]["package_bytes"] < 1.15 * lost["size"]["package_bytes"]
+    # 12 % more where it was measured (docs/auto.md); another processor's products round otherwise,
+    # and a try that is missed by a hair is followed by a larger one.
+    assert kept["size"]["package_bytes"] < 1.2 * lost["size"]["package_bytes"]
     chosen = kept["allocation"]
     assert kept["size"]["graph_bytes"] == pytest.approx(
         chosen["predicted"]["graph_bytes"], rel=0.02
