@@ -105,12 +105,8 @@ def sums_of_inputs(
 
         return add
 
-    hooks = [m.register_forward_pre_hook(adder(name)) for name, m in modules.items()]
-    try:
+    with _before_forward({module: adder(name) for name, module in modules.items()}):
         yield sums
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -121,12 +117,8 @@ def rounding_inputs(groups: Mapping[Any, int]) -> Iterator[None]:
     def rounder(group: int) -> Callable[[Any, Any], Any]:
         return lambda _module, inputs: (rounded_to_8_bits(inputs[0], group), *inputs[1:])
 
-    hooks = [m.register_forward_pre_hook(rounder(group)) for m, group in groups.items()]
-    try:
+    with _before_forward({module: rounder(group) for module, group in groups.items()}):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def rounded_to_8_bits(values: torch.Tensor, group: int) -> torch.Tensor:
@@ -159,9 +151,16 @@ def hessians_of_inputs(modules: Mapping[str, Any]) -> Iterator[dict[str, torch.T
 
         return add
 
-    hooks = [m.register_forward_pre_hook(adder(name)) for name, m in modules.items()]
-    try:
+    with _before_forward({module: adder(name) for name, module in modules.items()}):
         yield sums
+
+
+@contextmanager
+def _before_forward(hooks: Mapping[Any, Callable[[Any, Any], Any]]) -> Iterator[None]:
+    """While the block runs modules call these before they compute, {module: hook}."""
+    registered = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
+    try:
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in registered:
+            handle.remove()
