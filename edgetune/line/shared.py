@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from edgetune.recipe import Recipe
 CALIBRATION_SEED = SEED + 1
 # Only a 4-bit base needs bitsandbytes, and PEFT takes seconds to import it.
 _UNUSED = ("bitsandbytes",)
+# transformers' losses of object detectors take it, and a second to import it.
+_UNUSED_IN_TORCH = ("scipy",)
 
 
 @cache
@@ -25,7 +28,9 @@ def code_digest(*rooms: str) -> str:
 
 
 def torch_libraries(recipe: Recipe, packed: bool, room: str) -> Libraries:
-    return libraries(recipe, packed, (f"edgetune.{room}", "peft", "transformers", "accelerate"))
+    """What a step imports that runs transformers and PEFT; `room` holds its function."""
+    found = libraries(recipe, packed, (f"edgetune.{room}", "peft", "transformers", "accelerate"))
+    return replace(found, without=(*found.without, *_UNUSED_IN_TORCH))
 
 
 def libraries(recipe: Recipe, packed: bool, names: tuple[str, ...]) -> Libraries:
