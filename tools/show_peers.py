@@ -7,7 +7,8 @@ The text is English prose that comes with Python (`pydoc_data.topics`): some of 
 measured on, others are for calibration. Rows of edgetune are builds through the command. llama.cpp
 runs in its own programs, converted from the same folder, against its own float32: KL over the
 second half of windows of 256 tokens of the same text, speed by llama-bench with the same number of
-threads. The builder's default int4 is `w4a16-rtn`: the same bytes where the embedding is tied.
+threads; its converter wants the package sentencepiece. The builder's default int4 is `w4a16-rtn`:
+the same bytes where the embedding is tied.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SCHEMES = (
 TYPES = ("Q8_0", "Q4_K_M", "Q4_0")
 WINDOW, PROMPT, NEW = 256, 128, 64
 # About 250 tokens; few of a topic, so that many topics are seen.
-_CHARACTERS, _OF_A_TOPIC, _EVALUATED = 1050, 4, 24
+_CHARACTERS, _OF_A_TOPIC, _EVALUATED, _CALIBRATED = 1050, 4, 24, 48
 # As llama-perplexity writes them.
 _MEAN_KL, _SAME_TOP = r"Mean\s+KLD:\s+([\d.]+)", r"Same top p:\s+([\d.]+)"
 COLUMNS = ("", "MB", "KL, nats", "top-1", "prefill, tokens/s", "decode, tokens/s")
@@ -54,6 +55,7 @@ def write_recipe(model: Path, out: Path) -> tuple[Path, Path]:
     step = max(1, len(prose) // _EVALUATED)
     evaluated = [parts[0] for parts in prose[::step]]
     rest = [part for number, parts in enumerate(prose) if number % step for part in parts]
+    rest = rest[:: max(1, len(rest) // _CALIBRATED)]
     for name, rows in (("evaluation", evaluated), ("calibration", rest)):
         lines = (json.dumps({"text": row}) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -68,9 +70,12 @@ def write_recipe(model: Path, out: Path) -> tuple[Path, Path]:
     return out / "general-text.yaml", out / "text.txt"
 
 
-def own_rows(recipe: Path, schemes: Sequence[str], out: Path) -> list[list[str]]:
+def own_rows(
+    recipe: Path, schemes: Sequence[str], device: str | None, out: Path
+) -> list[list[str]]:
     """What `edgetune search` measured."""
     command = [sys.executable, "-m", "edgetune", "search", str(recipe), "-o", str(out), "--json"]
+    command += ["-d", device] if device else []
     for scheme in schemes:
         command += ["--scheme", scheme]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -97,7 +102,8 @@ def peer_rows(
     whole, base = folder / "f32.gguf", folder / "f32.kld"
     if not whole.is_file():
         convert = [sys.executable, str(source / "convert_hf_to_gguf.py"), str(model)]
-        paths = {**os.environ, "PYTHONPATH": str(source / "gguf-py")}
+        known = [str(source / "gguf-py"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
         _run([*convert, "--outtype", "f32", "--outfile", str(whole)], environment=paths)
     measure = [str(binaries / "llama-perplexity"), "-f", str(text), "-c", str(WINDOW)]
     measure += ["-t", str(threads), "--kl-divergence-base", str(base)]
@@ -150,6 +156,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--schemes", nargs="*", default=SCHEMES)
+    parser.add_argument("-d", "--device", help="one that is not here: no speeds of edgetune's rows")
     parser.add_argument("--types", nargs="*", default=TYPES)
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's programs")
     parser.add_argument("--convert", type=Path, help="llama.cpp's source, for its converter")
@@ -157,7 +164,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("out"))
     options = parser.parse_args()
     recipe, text = write_recipe(options.model, options.out / "general-text")
-    rows = own_rows(recipe, options.schemes, options.out) if options.schemes else []
+    rows = []
+    if options.schemes:
+        rows = own_rows(recipe, options.schemes, options.device, options.out)
     if options.llama_cpp:
         given = options.llama_cpp, options.convert, options.types, options.threads
         rows += peer_rows(options.model, text, *given)

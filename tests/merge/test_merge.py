@@ -286,7 +286,7 @@ def test_same_inputs_same_bytes(tiny_llama: Path, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     base = build_base(
         tmp_path / "base", tokenizer=False, hidden_size=512, intermediate_size=1536,
-        num_hidden_layers=8,
+        num_hidden_layers=28,
     )  # fmt: skip
     make_adapter(base, folder=tmp_path / "adapter", target_modules="all-linear")
     code = (
@@ -299,7 +299,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     written = (tmp_path / "out" / WEIGHTS).stat().st_size / 1e6
-    assert written > 95
+    assert written > 350
     assert float(run.stdout) < 0.6 * written
 
 
