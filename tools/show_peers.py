@@ -166,7 +166,7 @@ def main() -> None:
     recipe, text = write_recipe(options.model, options.out / "general-text")
     rows = []
     if options.schemes:
-        rows = own_rows(recipe, options.schemes, options.device, options.out)
+        rows = own_rows(recipe, options.schemes, options.device, options.out / "builds")
     if options.llama_cpp:
         given = options.llama_cpp, options.convert, options.types, options.threads
         rows += peer_rows(options.model, text, *given)

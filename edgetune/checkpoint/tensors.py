@@ -27,7 +27,7 @@ from edgetune.files import dump_json, write_text
 CHUNK_BYTES = 16 << 20
 BLOCK_BYTES = 64 << 20  # of float32 rows, where a matrix is worked on in blocks
 SHARD_BYTES = 4_000_000_000
-_KEPT_BYTES = 128 << 20  # written before freed memory goes back to the system
+_KEPT_BYTES = 64 << 20  # written before freed memory goes back to the system
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
     "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
