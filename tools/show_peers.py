@@ -24,6 +24,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from edgetune.sources.overlap import matches
+
 SCHEMES = (
     *("w8a16-rtn", "w8a16-rtn-g128", "w4a16-rtn", "w4a16-kquant-mixed", "w4a16-kquant-selective"),
     *("w4a16-gptq", "w4a16-gptq-selective"),
@@ -56,6 +58,10 @@ def write_recipe(model: Path, out: Path) -> tuple[Path, Path]:
     evaluated = [parts[0] for parts in prose[::step]]
     rest = [part for number, parts in enumerate(prose) if number % step for part in parts]
     rest = rest[:: max(1, len(rest) // _CALIBRATED)]
+    # Topics repeat each other, and a build refuses text that is measured and calibrated on.
+    known = matches(dict(enumerate(rest)), dict(enumerate(evaluated)))
+    repeated = {match.line for match in known}
+    rest = [part for number, part in enumerate(rest) if number not in repeated]
     for name, rows in (("evaluation", evaluated), ("calibration", rest)):
         lines = (json.dumps({"text": row}) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -94,9 +100,16 @@ def own_rows(
 
 
 def peer_rows(
-    model: Path, text: Path, binaries: Path, source: Path, types: Sequence[str], threads: int
+    model: Path,
+    text: Path,
+    programs: tuple[Path, Path],
+    types: Sequence[str],
+    threads: int,
+    timed: bool,
 ) -> list[list[str]]:
-    """What llama.cpp's own programs say of its types of the same model."""
+    """What llama.cpp's own programs say of its types of the same model; `programs`: the folder of
+    its binaries, and its source."""
+    binaries, source = programs
     folder = text.parent / "gguf"
     folder.mkdir(exist_ok=True)
     whole, base = folder / "f32.gguf", folder / "f32.kld"
@@ -113,15 +126,18 @@ def peer_rows(
         file = folder / f"{kind}.gguf"
         _run([str(binaries / "llama-quantize"), str(whole), str(file), kind])
         said = _run([*measure, "-m", str(file), "--kl-divergence"])
-        bench = [str(binaries / "llama-bench"), "-m", str(file), "-t", str(threads), "-o", "json"]
-        speeds = json.loads(_run([*bench, "-p", str(PROMPT), "-n", str(NEW)]))
+        speeds = []
+        if timed:
+            bench = [str(binaries / "llama-bench"), "-m", str(file), "-t", str(threads)]
+            said_of = _run([*bench, "-o", "json", "-p", str(PROMPT), "-n", str(NEW)])
+            speeds = json.loads(said_of)
         rows.append(
             [
                 f"llama.cpp {kind}",
                 f"{file.stat().st_size / 1e6:.1f}",
                 _figure(said, _MEAN_KL),
                 f"{float(_figure(said, _SAME_TOP)) / 100:.3f}",
-                *(f"{_speed(speeds, key):.0f}" for key in ("n_prompt", "n_gen")),
+                *(_speed(speeds, key) for key in ("n_prompt", "n_gen")),
             ]
         )
     return rows
@@ -141,8 +157,8 @@ def _figure(text: str, pattern: str) -> str:
     return found[1]
 
 
-def _speed(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    return next(float(row["avg_ts"]) for row in rows if row[key])
+def _speed(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    return next((f"{row['avg_ts']:.0f}" for row in rows if row[key]), "not measured")
 
 
 def _interval(figure: Mapping[str, float], form: str) -> str:
@@ -157,6 +173,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--schemes", nargs="*", default=SCHEMES)
     parser.add_argument("-d", "--device", help="one that is not here: no speeds of edgetune's rows")
+    parser.add_argument("--no-speed", action="store_true", help="no speeds of llama.cpp's rows")
     parser.add_argument("--types", nargs="*", default=TYPES)
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's programs")
     parser.add_argument("--convert", type=Path, help="llama.cpp's source, for its converter")
@@ -168,7 +185,8 @@ def main() -> None:
     if options.schemes:
         rows = own_rows(recipe, options.schemes, options.device, options.out / "builds")
     if options.llama_cpp:
-        given = options.llama_cpp, options.convert, options.types, options.threads
+        programs = options.llama_cpp, options.convert
+        given = programs, options.types, options.threads, not options.no_speed
         rows += peer_rows(options.model, text, *given)
     for row in (COLUMNS, ["---"] * len(COLUMNS), *sorted(rows, key=lambda row: float(row[1]))):
         print("| " + " | ".join(row) + " |")
