@@ -176,7 +176,7 @@ def pass_bytes(config: Mapping[str, Any], length: int) -> int:
     (docs/long-context.md).
 
     Four values as wide as the MLP and ten as wide as the residual or the heads are alive at a time,
-    and the package has its cache. With a window torch writes a mask of all pairs (a byte each, then
+    and the package has its cache. Beyond a window torch writes a mask of all pairs (a byte each, then
     a float); with capped scores both write the scores of all pairs and heads, twice.
     """
     family = _FAMILIES.get(str(config.get("model_type")))
@@ -185,7 +185,8 @@ def pass_bytes(config: Mapping[str, Any], length: int) -> int:
     total = length * (4 * (4 * inner + 10 * width) + cache_bytes_per_token(config))
     if family is not None and family.capped:
         total += 8 * int(config.get("num_attention_heads") or 1) * length**2
-    if _sliding_window(config) is not None:
+    window = _sliding_window(config)
+    if window is not None and window < length:
         total += 5 * length**2
     return total
 
@@ -254,9 +255,7 @@ def _slides(config: Mapping[str, Any]) -> Iterator[bool]:
         # Those without rotary embeddings.
         rotated = config.get("no_rope_layers")
         interval = config.get("no_rope_layer_interval", 4)
-        yield from (
-            not (rotated[layer] if rotated else (layer + 1) % interval) for layer in layers
-        )
+        yield from (not (rotated[layer] if rotated else (layer + 1) % interval) for layer in layers)
     else:
         pattern = 2 if kind == "gemma2" else config.get("sliding_window_pattern", 6)
         yield from (bool((layer + 1) % pattern) for layer in layers)

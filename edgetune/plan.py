@@ -198,7 +198,8 @@ def make_plan(
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
         raise PlanError(found) from why
-    long_context = _lengths(inputs, total_memory_bytes or host.memory_bytes, found)
+    memory = host.memory_bytes if total_memory_bytes is None else total_memory_bytes
+    long_context = _lengths(inputs, memory, found)
     long_bytes = long_context.bytes if long_context else 0
     layered = build_memory_bytes(inputs.base, long_bytes) > _HELD * free_memory_bytes
     adapted = bool(inputs.adapters)

@@ -4,7 +4,8 @@ context window.
 Measured on what the package carries in `self_test/long_context/`, as a device does, so KL is the
 lower bound from the top k. A stretch is 32 neighbouring positions of one text, which depend on each
 other: blocks of four are resampled, never single positions (block bootstrap; Davison & Hinkley
-1997, §8.2).
+1997, §8.2), and on each side of a threshold by itself: that half of them lies beyond it is no
+accident, and what is lost there shows there alone.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ def long_context(
     }
 
 
-def stretch_figures(positions: Positions) -> dict[str, Any]:
+def stretch_figures(positions: Positions, beyond: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """`kl_mean` (nats) and `top1_agreement` of a stretch, each {value, low, high}; null with a
-    reason where an output is not finite."""
+    reason where an output is not finite. `beyond` [P]: which positions lie past the threshold."""
     count, bad = len(positions.kl), int((~positions.finite).sum())
     figures: dict[str, Any] = {"kl_mean": None, "top1_agreement": None, "reason": None}
     if bad:
         figures["reason"] = f"the package's output is not finite at {bad} of {count} positions"
     else:
-        figures["kl_mean"] = _mean_of_blocks(positions.kl)
-        figures["top1_agreement"] = _mean_of_blocks(positions.same_top1)
+        figures["kl_mean"] = _mean_of_blocks(positions.kl, beyond)
+        figures["top1_agreement"] = _mean_of_blocks(positions.same_top1, beyond)
     return {"positions": count, "non_finite_positions": bad, **figures}
 
 
@@ -82,19 +83,23 @@ def _measured(
         return {**head, **none, "reason": f"{reason}are free here"}
     item, where = texts.items[number], texts.positions(number)
     found = score(opened, item.prompt_ids, item.target_ids)
-    kl = kl_top_k(
-        texts.top_ids[where], texts.top_logprobs[where], texts.rest_logprob[where], found
-    )
+    kl = kl_top_k(texts.top_ids[where], texts.top_logprobs[where], texts.rest_logprob[where], found)
     targets = found[np.arange(len(found)), list(item.target_ids)].astype(np.float64)
     positions = Positions(kl, targets, found.argmax(axis=1) == texts.top_ids[where, 0])
-    return {**head, **stretch_figures(positions)}
+    beyond = np.arange(stretch["first"], stretch["last"] + 1) > stretch["at"]
+    return {**head, **stretch_figures(positions, beyond)}
 
 
-def _mean_of_blocks(values: npt.ArrayLike) -> dict[str, float]:
+def _mean_of_blocks(values: npt.ArrayLike, beyond: npt.NDArray[np.bool_]) -> dict[str, float]:
     data = np.asarray(values, dtype=np.float64)
-    block_of = np.arange(len(data)) // BLOCK
-    sums, counts = np.bincount(block_of, data), np.bincount(block_of)
-    return statistics.ratio_of_sums(sums, counts).as_dict()
+    sides = [data[side] for side in (~beyond, beyond) if side.any()]
+    return statistics.stratified_ratio([_blocks(side) for side in sides]).as_dict()
+
+
+def _blocks(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """(sum, count) of each block."""
+    block_of = np.arange(len(values)) // BLOCK
+    return np.bincount(block_of, values), np.bincount(block_of)
 
 
 def _read_lengths(path: Path) -> Mapping[str, Any]:
