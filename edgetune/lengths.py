@@ -176,8 +176,8 @@ def pass_bytes(config: Mapping[str, Any], length: int) -> int:
     (docs/long-context.md).
 
     Four values as wide as the MLP and ten as wide as the residual or the heads are alive at a time,
-    and the package has its cache. Beyond a window torch writes a mask of all pairs (a byte each, then
-    a float); with capped scores both write the scores of all pairs and heads, twice.
+    and the package has its cache. Beyond a window torch writes a mask of all pairs (a byte each,
+    then a float); with capped scores both write the scores of all pairs and heads, twice.
     """
     family = _FAMILIES.get(str(config.get("model_type")))
     width = max(int(config.get("hidden_size") or 0), _heads_width(config))

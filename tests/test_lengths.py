@@ -141,7 +141,9 @@ def test_memory_bounds_every_stretch() -> None:
     assert [s.what for s in found.stretches] == [LONGEST]
     assert found.bytes <= short * GIB / 2 < needed
     first, second = found.not_measured
-    assert first.startswith("not measured at the sliding window of 4096 tokens: reading 4112 tokens")
+    assert first.startswith(
+        "not measured at the sliding window of 4096 tokens: reading 4112 tokens"
+    )
     assert "beside the weights (predicted), more than half of this machine's" in first
     assert second.endswith(f"; the longest measured is {found.stretches[0].last}")
 
@@ -169,5 +171,8 @@ def test_what_is_written_out_for_all_pairs_counts() -> None:
 
 
 def test_only_the_layers_weights_are_worked_through() -> None:
-    shapes = {"model.embed_tokens.weight": (288, 64), "model.layers.0.mlp.up_proj.weight": (128, 64)}
+    shapes = {
+        "model.embed_tokens.weight": (288, 64),
+        "model.layers.0.mlp.up_proj.weight": (128, 64),
+    }
     assert layer_weights(shapes) == 128 * 64

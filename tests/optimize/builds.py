@@ -20,8 +20,8 @@ def build_all(
     calibration}], each into `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
-    names a function here that is called before it, its `without` a correction that is left out; with
-    `unchecked` it is built although its config is known to give a wrong graph.
+    names a function here that is called before it, its `without` a correction that is left out;
+    with `unchecked` it is built although its config is known to give a wrong graph.
     """
     from edgetune.errors import EdgetuneError
     from edgetune.files import read_json

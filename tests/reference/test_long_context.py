@@ -77,9 +77,7 @@ def test_the_text_is_the_items_one_after_another_and_again() -> None:
     assert stretch_items({"stretches": []}, ITEMS) == ()
 
 
-def test_what_ships_is_what_torch_says(
-    arguments: Make, tiny_phi3: Path, tmp_path: Path
-) -> None:
+def test_what_ships_is_what_torch_says(arguments: Make, tiny_phi3: Path, tmp_path: Path) -> None:
     reference_step(arguments(long_context=LENGTHS, adapters=[], checkpoint=tiny_phi3), tmp_path,
                    lambda _: None)  # fmt: skip
     folder = tmp_path / "self_test" / "long_context"
