@@ -34,7 +34,7 @@ from edgetune.optimize.allocation_widths import (
 )
 from edgetune.optimize.schemes import make_widths
 from edgetune.plan import Plan
-from edgetune.report.verdict import DROP, EMULATED
+from edgetune.report.verdict import DROP, EMULATED, LONG_CONTEXT
 from edgetune.sensitivity import RESULT
 from edgetune.step import folder_of, path_of, read_record
 
@@ -151,7 +151,7 @@ def _share_of_limit(check: Mapping[str, Any]) -> float | None:
     used, allowed = 0.0, 1.0
     if name == "retention":
         used, allowed = 1 - check["low"], 1 - limit
-    elif name == "kl_mean":
+    elif name in ("kl_mean", LONG_CONTEXT):
         used, allowed = check["high"], limit
     elif name.endswith(DROP):
         # Where nothing was lost, more bits do not help: too few items cannot exclude a loss.

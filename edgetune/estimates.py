@@ -49,9 +49,11 @@ def estimate(
     layered: bool,
     merges: int = 1,
     kv_cache: str = "float32",
+    long_bytes: int = 0,
 ) -> Estimates:
     """Predict sizes from the tensors' shapes; see `Estimates`. `adapted`: with adapters;
-    `layered`: run layer by layer; `merges`: how many merged checkpoints are compared."""
+    `layered`: run layer by layer; `merges`: how many merged checkpoints are compared;
+    `long_bytes`: what its longest text takes in memory."""
     shapes = weight_shapes(base)
     weights = sum(math.prod(shape) for shape in shapes.values())
     graph_bytes, scale_bytes = predict_graph_bytes(base.config, shapes, base.tied, widths)
@@ -66,17 +68,17 @@ def estimate(
         graph_bytes=graph_bytes,
         device_memory_bytes=predict_memory_bytes(graph_bytes, scale_bytes),
         cache_token_bytes=cache_bytes_per_token(base.config, kv_cache),
-        build_memory_bytes=build_memory_bytes(base),
+        build_memory_bytes=build_memory_bytes(base, long_bytes),
         # The graph lies in the store, in the package, and twice more while it is exported.
         disk_bytes=merges * merged + 4 * graph_bytes + scratch + 50_000_000,
     )
 
 
-def build_memory_bytes(base: CheckpointFolder) -> int:
+def build_memory_bytes(base: CheckpointFolder, long_bytes: int = 0) -> int:
     """Predicted peak of the largest step: the trained model in float32, the pages of the files it
-    was loaded from, and the libraries."""
+    was loaded from, the libraries, and `long_bytes` for a pass over a long text."""
     weights = sum(math.prod(shape) for shape in weight_shapes(base).values())
-    return 4 * weights + base.weight_bytes + _TORCH_BYTES
+    return 4 * weights + base.weight_bytes + _TORCH_BYTES + long_bytes
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:

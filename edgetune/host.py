@@ -110,6 +110,16 @@ def available_memory_bytes() -> int:
     return max(0, min(free, limit - used))
 
 
+def total_memory_bytes(host: Host) -> int:
+    """Memory that all programs here can take, a container's limit respected; the same whatever
+    runs."""
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no version 2 control group, or "max": no limit
+        return host.memory_bytes
+    return min(host.memory_bytes, limit)
+
+
 def _ask_libraries() -> tuple[str, set[str], int]:
     """(the processor's family, its instruction sets, bytes of memory) where there is no /proc."""
     try:

@@ -27,6 +27,7 @@ from edgetune.estimates import (
 )
 from edgetune.files import read_json
 from edgetune.host import Host
+from edgetune.lengths import LongContext, choose_lengths, layer_weights
 from edgetune.optimize.allocation_widths import chosen_rules, smallest_graph_bytes
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
@@ -125,6 +126,8 @@ class Plan:
     layered: bool = False
     # Onto what is merged; null while `onto: auto` waits for the reference step's choice.
     onto: str | None = None
+    # At which lengths the package is measured beyond short texts; null where no model would change.
+    long_context: LongContext | None = None
     # {module: width} as the sensitivities chose them; null with a scheme that leaves no choice, and
     # while `scheme: auto` waits for them.
     chosen: Mapping[str, str] | None = None
@@ -183,8 +186,10 @@ def make_plan(
     installed: Mapping[str, str | None],
     free_disk_bytes: int,
     free_memory_bytes: int,
+    total_memory_bytes: int | None = None,
 ) -> Plan:
-    """The plan of a recipe for a device. Raises PlanError that lists every problem."""
+    """The plan of a recipe for a device. `total_memory_bytes`: what all programs here may take, by
+    default the host's memory. Raises PlanError that lists every problem."""
     found = list(problems(recipe, inputs, installed))
     try:
         scheme, group_size = parse_scheme(recipe.scheme, recipe.group_size)
@@ -193,7 +198,10 @@ def make_plan(
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
         raise PlanError(found) from why
-    layered = build_memory_bytes(inputs.base) > _HELD * free_memory_bytes
+    memory = host.memory_bytes if total_memory_bytes is None else total_memory_bytes
+    long_context = _lengths(inputs, memory, found)
+    long_bytes = long_context.bytes if long_context else 0
+    layered = build_memory_bytes(inputs.base, long_bytes) > _HELD * free_memory_bytes
     adapted = bool(inputs.adapters)
     onto = merges_onto(recipe, inputs)
     found.extend(storage_problems(recipe, scheme, widths, inputs.base, onto))
@@ -204,6 +212,7 @@ def make_plan(
         layered=layered,
         merges=len(onto),
         kv_cache=recipe.kv_cache,
+        long_bytes=long_bytes,
     )
     found.extend(room_problems(device, estimates, free_disk_bytes))
     if scheme.chooses:
@@ -229,7 +238,19 @@ def make_plan(
         estimates=estimates,
         layered=layered,
         onto=onto[0] if len(onto) == 1 else None,
+        long_context=long_context,
     )
+
+
+def _lengths(inputs: Inputs, memory_bytes: int, found: list[Problem]) -> LongContext | None:
+    base = inputs.base
+    try:
+        weights = layer_weights(weight_shapes(base))
+        return choose_lengths(base.config, weights, memory_bytes)
+    except (AttributeError, TypeError, ValueError, ArithmeticError, LookupError) as why:
+        reason = f"{base.path}: config.json holds a value of the wrong kind ({why})"
+        found.append(Problem(reason, "copy the file again from where it came from", INPUT_REFUSED))
+        return None
 
 
 def problems(

@@ -15,7 +15,13 @@ from edgetune.console import print_note, print_warning
 from edgetune.device import THIS_MACHINE, Device, find_device, is_here
 from edgetune.environments.emulator import Emulation, find_emulation
 from edgetune.errors import MissingError, PlanError, Problem, UsageError
-from edgetune.host import Host, available_memory_bytes, probe_host, versions_of
+from edgetune.host import (
+    Host,
+    available_memory_bytes,
+    probe_host,
+    total_memory_bytes,
+    versions_of,
+)
 from edgetune.line import (
     STEPS,
     merge_steps,
@@ -75,10 +81,14 @@ def plan_builds(
     plans: list[Plan] = []
     if inputs is not None:
         host, installed = probe_host(), versions_of(*BUILD_LIBRARIES, "bitsandbytes")
-        free = (shutil.disk_usage(existing).free, available_memory_bytes())
+        room = (
+            shutil.disk_usage(existing).free,
+            available_memory_bytes(),
+            total_memory_bytes(host),
+        )
         for device in devices:
             try:
-                plans.append(make_plan(recipe, device, inputs, host, installed, *free))
+                plans.append(make_plan(recipe, device, inputs, host, installed, *room))
             except PlanError as why:
                 problems += why.problems
         for device in devices:
@@ -193,6 +203,7 @@ def plan_as_json(plans: Sequence[Plan], out: Path, thorough: bool = False) -> di
                 "threads": plan.threads,
                 "on_device": plan.here,
                 "layer_by_layer": plan.layered,
+                "long_context": plan.long_context.as_json() if plan.long_context else None,
                 "predicted": {
                     "merged_bytes": plan.estimates.merged_bytes,
                     "graph_bytes": plan.estimates.graph_bytes,
@@ -234,6 +245,8 @@ def note_plans(plans: Sequence[Plan], out: Path) -> None:
             f"{plan.estimates.device_memory_bytes / 1e6:.0f} MB of memory (predicted); "
             f"{plan.device.name} is {place}"
         )
+    if (lengths := plans[0].long_context) is not None:
+        print_note(f"           long context: {lengths.in_words()}")
     if plans[0].recipe.onto == "auto":
         print_note(f"           {_merges_in_words(plans[0])}")
     if any(plan.layered for plan in plans):

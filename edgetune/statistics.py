@@ -11,7 +11,7 @@ Identical data give an interval of width zero, never NaN; empty or non-finite da
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -65,6 +65,27 @@ def ratio_of_sums(
         usable = bottoms > 0
         drawn.append(tops[usable] / bottoms[usable])
     return _percentile_interval(float(top.sum() / bottom.sum()), np.concatenate(drawn))
+
+
+def stratified_ratio(
+    strata: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """As `ratio_of_sums`, of (numerator, denominator) pairs, both [n], of several strata: items are
+    resampled within each, so that strata of sizes fixed by design add no spread (Davison & Hinkley
+    1997, §3.2). Denominators must be positive."""
+    pairs = [(finite(top), finite(bottom)) for top, bottom in strata]
+    if not pairs or any(t.shape != b.shape or not (b > 0).all() for t, b in pairs):
+        msg = "a stratified ratio needs pairs, and positive denominators"
+        raise ValueError(msg)
+    tops, bottoms = np.zeros(resamples), np.zeros(resamples)
+    for number, (top, bottom) in enumerate(pairs):
+        drawn = np.concatenate(list(_resampled_counts(len(top), seed + number, resamples)))
+        tops += drawn @ top
+        bottoms += drawn @ bottom
+    value = sum(float(t.sum()) for t, _ in pairs) / sum(float(b.sum()) for _, b in pairs)
+    return _percentile_interval(value, tops / bottoms)
 
 
 def mean(values: npt.ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:

@@ -18,6 +18,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
     """The trained model's answers, and the merges' parity with it. The same for all devices."""
     recipe, inputs = plan.recipe, plan.inputs
     merges = merge_steps(plan)
+    lengths = plan.long_context.as_json() if plan.long_context else None
     shared = {k: v for k, v in merges[0].arguments.items() if k != "onto"}
     return Step(
         name="reference",
@@ -30,6 +31,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "evaluation": str(inputs.evaluation.path) if inputs.evaluation else None,
             "self_test_data": recipe.self_test_data,
             "seed": SEED,
+            **({"long_context": lengths} if lengths else {}),
             "threads": usable_cores(),
             "layered": plan.layered,
         },
@@ -41,6 +43,7 @@ def reference_step(plan: Plan, store: Path) -> Step:
             "evaluation": inputs.evaluation.digest if inputs.evaluation else None,
             "self_test_data": recipe.self_test_data,
             "seed": SEED,
+            **({"long_context": digest_of_json(lengths)} if lengths else {}),
             "code": code_digest("checkpoint", "merge", "reference", "tasks"),
         },
         libraries=torch_libraries(recipe, bool(inputs.base.packed), "reference.reference"),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgetune.checkpoint.folder import read_checkpoint
 from edgetune.reference.divergence import to_log_probabilities
+from edgetune.reference.long_context import measure_long_context, write_long_context
 from edgetune.reference.measure import (
     BaseAlone,
     deterministic,
@@ -53,6 +54,7 @@ BUILTIN = "builtin"
 # The folder that ships, unless the evaluation data is private: then the other one does.
 SELF_TEST, SHIPPED_SELF_TEST = "self_test", "shipped_self_test"
 _ROWS, _SHIPPED_ROWS = "logprobs.npy", "shipped_logprobs.npy"
+_LONG_ROWS = "long_context_logprobs.npy"
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,21 @@ class _Measured:
     answers: list[str | None]
     items_in_data: int
     positions_in_data: int
+    # The stretches of `long_context`, and the trained model's logits there; of what ships alone.
+    stretches: tuple[ScoredItem, ...] = ()
+    long_rows: RowFile | None = None
 
 
 def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `self_test/` and `logprobs.npy` (float32 [positions, vocabulary]) into `out`; with
-    private evaluation data also `shipped_self_test/`, of the model's own and built-in text.
+    private evaluation data also `shipped_self_test/`, of the model's own and built-in text. The one
+    that ships has a `long_context/` where the model's arithmetic changes with the length.
 
     Arguments: base {path, trained_as}, base_before, adapters [{path, weight}], combine,
     merge_dtype, checkpoints {onto what: merged folder}, task, evaluation (JSON lines or null),
-    self_test_data (evaluation, or builtin: it is private), seed, threads, layered (the model does
-    not fit the memory; changes no result). Facts: chosen (onto what the checkpoint was merged that
+    self_test_data (evaluation, or builtin: it is private), seed, long_context
+    (`lengths.LongContext` in JSON, or none), threads, layered (the model does not fit the memory;
+    changes no result). Facts: chosen (onto what the checkpoint was merged that
     is nearest to the trained model), certificate, of the chosen one parity_max_abs, parity_limit,
     parity_enforced, parity_against, largest_logit; kl_base, positions, items.
 
@@ -120,6 +127,8 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
         )
         for measured in sets:
             stack.enter_context(measured.rows)
+            if measured.long_rows is not None:
+                stack.enter_context(measured.long_rows)
         alone = _measure_base_alone(job, sets)
         main = sets[0]
         chosen, facts = _measure_merges(job, main.items, main.rows)
@@ -145,9 +154,14 @@ def reference_step(arguments: Mapping[str, Any], out: Path, progress: Progress) 
             to_log_probabilities(measured.rows)
             folder = out / measured.folder
             write_self_test(folder, reference, measured.rows, load_task(arguments["task"]))
-    if private:
-        # Only its top log-probabilities ship.
-        (out / _SHIPPED_ROWS).unlink()
+        if lengths := arguments.get("long_context"):
+            last = sets[-1]
+            write_long_context(
+                out / last.folder, lengths, references[-1], last.stretches, last.long_rows
+            )
+    # Only their top log-probabilities ship.
+    for name in (_SHIPPED_ROWS, _LONG_ROWS):
+        (out / name).unlink(missing_ok=True)
     divergence, positions = kl_base(references[0]), main.rows.rows
     return {
         **facts,
@@ -170,7 +184,8 @@ def _items_of_data(job: _Job) -> list[ScoredItem]:
 def _measure_trained(
     job: _Job, model: Any, given: list[ScoredItem], private: bool
 ) -> list[_Measured]:
-    """The evaluation items, or text of its own; where they are private, its own text as well."""
+    """The evaluation items, or text of its own; where they are private, its own text as well. And
+    what ships, made into long texts."""
     progress, label = job.progress, "trained model"
 
     def own() -> list[ScoredItem]:
@@ -188,6 +203,11 @@ def _measure_trained(
     sets = [measured(given or own(), source, SELF_TEST, _ROWS)]
     if private:
         sets.append(measured(own(), OWN_SOURCE, SHIPPED_SELF_TEST, _SHIPPED_ROWS))
+    if lengths := job.arguments.get("long_context"):
+        # Of the items that ship: a package carries no private text, however it is cut.
+        shipped, place = sets[-1], job.out / _LONG_ROWS
+        found = measure_long_context(model, lengths, shipped.items, place, progress)
+        sets[-1] = replace(shipped, stretches=found[0], long_rows=found[1])
     return sets
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgetune.report.allocation_words import allocation_lines
 from edgetune.report.cost import cost_lines
+from edgetune.report.long_context_words import long_context_lines
 from edgetune.report.markup import MARKS, markdown_table, one_line, plain_text
 from edgetune.report.schema import Report, parse_report
 from edgetune.report.survival_words import (
@@ -64,6 +65,8 @@ def to_markdown(
         f"Measured: {plain_text(where_measured(report))}. Bounds are one-sided 95 % bounds.",
         "",
     ]
+    if long := list(long_context_lines(report)):
+        lines += ["**Long texts**", "", *(f"- {plain_text(text)}" for text in long), ""]
     if widths := list(allocation_lines(report)):
         lines += ["**Widths**", "", *(f"- {plain_text(text)}" for text in widths), ""]
     if costs := list(cost_lines(report)):

@@ -32,6 +32,7 @@ LISTS_OF_PARTS = (
     "kl_by_position",
     "tries",
     "adapters",
+    "stretches",
 )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from edgetune.report.allocation_words import allocation_lines
 from edgetune.report.cost import cost_lines, token_text
+from edgetune.report.long_context import positions, worst_stretch
+from edgetune.report.long_context_words import at_least, long_context_lines
 from edgetune.report.schema import Latency, LatencySide, Report, parse_report
 from edgetune.report.survival_words import certificate_lines, where_it_was_lost
-from edgetune.report.verdict import DROP, EMULATED, Judgement, emulated_view, judge
+from edgetune.report.verdict import DROP, EMULATED, LONG_CONTEXT, Judgement, emulated_view, judge
 from edgetune.report.words import (
     bounds,
     carried_note,
@@ -52,6 +54,7 @@ def table_rows(value: Mapping[str, Any] | Report) -> list[Row]:
     return [
         *_metric_rows(report, judgement),
         *_fidelity_rows(report, judgement),
+        *_long_context_rows(report, judgement),
         *_emulated_rows(report, judgement),
         *_latency_rows(report.latency, judgement),
         *_size_rows(report, judgement),
@@ -59,10 +62,12 @@ def table_rows(value: Mapping[str, Any] | Report) -> list[Row]:
 
 
 def fidelity_table_rows(report: Report, judgement: Judgement) -> list[Row]:
-    """The rows about the answers: task metrics, fidelity, the same on an emulated processor."""
+    """The rows about the answers: task metrics, fidelity, long texts, the same on an emulated
+    processor."""
     return [
         *_metric_rows(report, judgement),
         *_fidelity_rows(report, judgement),
+        *_long_context_rows(report, judgement),
         *_emulated_rows(report, judgement),
     ]
 
@@ -94,6 +99,7 @@ def summary_lines(
         lines.append(f"note     {text}")
     if text := carried_note(report):
         lines.append(f"data     {text}")
+    lines += [f"long     {text}" for text in long_context_lines(report)]
     lines += [f"merge    {text}" for text in certificate_lines(report)]
     lines += [f"widths   {text}" for text in allocation_lines(report)]
     lines += [f"cost     {text}" for text in cost_lines(report)]
@@ -177,10 +183,31 @@ def _fidelity_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
         check = judgement.of(name)
         if check is None or check.figure is None:
             continue
-        total = report.tokenizer.cases if name == "tokenizer_parity" else fidelity.positions
+        total = report.tokenizer.cases
+        if name == "finite_outputs":
+            total = fidelity.positions + positions(report.long_context)
         what = "differ" if name == "tokenizer_parity" else "not finite"
         differ = f"{check.figure.value:.0f} of {total} {what}"
         yield (label, "", differ, "", f"≤ {check.limit:g}", check.verdict)
+
+
+def _long_context_rows(report: Report, judgement: Judgement) -> Iterator[Row]:
+    """KL of each stretch of a long text; the limit stands at the worst one."""
+    section = report.long_context
+    if section is None:
+        return
+    check, worst = judgement.of(LONG_CONTEXT), worst_stretch(section)
+    for number, stretch in enumerate(section.stretches):
+        label = f"KL after {stretch.first} to {stretch.last} tokens"
+        judged = check is not None and (stretch is worst or (worst is None and number == 0))
+        limit = f"≤ {check.limit:g}" if judged and check else ""
+        verdict = check.verdict if judged and check else ""
+        kl = stretch.kl_mean
+        if kl is None:
+            yield (label, "", "not measured", "", limit, verdict)
+        else:
+            figure = at_least(section.kl_kind) + nats(kl.value)
+            yield (label, "", figure, bounds(nats(kl.low), nats(kl.high)), limit, verdict)
 
 
 def _emulated_rows(report: Report, judgement: Judgement) -> Iterator[Row]:

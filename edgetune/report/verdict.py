@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from edgetune.errors import InputRefusedError
+from edgetune.report.long_context import fewest_positions, largest_kl, non_finite
 
 if TYPE_CHECKING:
     # A package judges itself where pydantic is not installed (`report.plain`).
@@ -42,6 +43,10 @@ FEWEST_ITEMS = 5
 DROP = "_drop"
 # The same check over the figures from an emulated processor.
 EMULATED = "emulated_"
+# KL on texts longer than those of the self-test.
+LONG_CONTEXT = "long_context_kl"
+# With five blocks of four positions, which depend on each other, the same.
+FEWEST_POSITIONS = 4 * FEWEST_ITEMS
 # A check against a baseline.
 REGRESSION = "_regression"
 # The 95 % quantile of the standard normal distribution.
@@ -81,7 +86,7 @@ class Question:
     reason: str | None = None
     samples: int | None = None
     fewest: int = FEWEST_ITEMS
-    unit: Literal["items", "rounds"] = "items"
+    unit: Literal["items", "rounds", "positions"] = "items"
     changed: int | None = None
     words: str = ""
 
@@ -149,6 +154,17 @@ def bad_side(name: str) -> Bad:
 
 def _question(report: Report, check: Check) -> Question:
     plain = check.name.removeprefix(EMULATED)
+    if plain == LONG_CONTEXT:
+        return Question(
+            check.name,
+            figure_of(report, check.name),
+            check.limit,
+            check.required,
+            check.reason,
+            samples=fewest_positions(report.long_context),
+            fewest=FEWEST_POSITIONS,
+            unit="positions",
+        )
     sampled = plain in ("retention", "kl_mean") or plain.endswith(DROP)
     return Question(
         check.name,
@@ -181,6 +197,8 @@ def _judge_question(question: Question) -> Judged:
 def _what_would_decide(question: Question, figure: Figure) -> str:
     if question.unit == "rounds":
         return "measure again on a quieter machine, both sides"
+    if question.unit == "positions":
+        return f"{question.samples} positions cannot tell; a finer scheme would"
     if question.samples is None:
         return "measure more"
     needed = items_needed(figure, question.limit, question.samples, question.changed)
@@ -236,7 +254,9 @@ def emulated_view(report: Report) -> Report | None:
         return None
     tokenizer = emulated.tokenizer or report.tokenizer
     changed = {"fidelity": emulated.fidelity, "task_metrics": emulated.task_metrics}
-    return report.model_copy(update={**changed, "tokenizer": tokenizer, "emulated": None})
+    # Long texts are not read there.
+    without = {"emulated": None, "long_context": None}
+    return report.model_copy(update={**changed, "tokenizer": tokenizer, **without})
 
 
 def _items_of(report: Report, name: str) -> int:
@@ -262,6 +282,17 @@ def _exactly(value: float | None) -> Figure | None:
     return None if value is None else _Made(value, value, value)
 
 
+def _non_finite(report: Report) -> Figure | None:
+    """How many outputs were not finite, on long texts too."""
+    long = non_finite(report.long_context)
+    return _exactly(float(report.fidelity.non_finite_positions + long))
+
+
+def _long_context_kl(report: Report) -> Figure | None:
+    largest = largest_kl(report.long_context)
+    return None if largest is None else _Made(*largest)
+
+
 def _of_candidate(key: str) -> Callable[[Report], Figure | None]:
     def figure(report: Report) -> Figure | None:
         side = report.latency.candidate
@@ -279,7 +310,8 @@ def _of_candidate(key: str) -> Callable[[Report], Figure | None]:
 _FIGURES: dict[str, Callable[[Report], Figure | None]] = {
     "retention": lambda report: report.fidelity.retention,
     "kl_mean": lambda report: report.fidelity.kl_mean,
-    "finite_outputs": lambda report: _exactly(float(report.fidelity.non_finite_positions)),
+    "finite_outputs": _non_finite,
+    LONG_CONTEXT: _long_context_kl,
     "tokenizer_parity": lambda report: _exactly(float(report.tokenizer.mismatches)),
     "time_to_answer_ratio": lambda report: report.latency.ratio,
     "ttft_ms": _of_candidate("ttft_ms"),

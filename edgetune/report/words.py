@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgetune.report.verdict import DROP, EMULATED, Figure, Judged, Judgement, emulated_view
+from edgetune.report.long_context import worst_stretch
+from edgetune.report.verdict import (
+    DROP,
+    EMULATED,
+    LONG_CONTEXT,
+    Figure,
+    Judged,
+    Judgement,
+    emulated_view,
+)
 
 if TYPE_CHECKING:
     from edgetune.report.schema import Report
@@ -200,6 +209,9 @@ def _sentence(report: Report, check: Judged, figure: Figure) -> str:
         )
     if name == "kl_mean":
         return f"KL from the trained model is {nats(value)} nats (limit {limit:g})"
+    if name == LONG_CONTEXT and (worst := worst_stretch(report.long_context)) is not None:
+        where = f"after {worst.first} to {worst.last} tokens ({worst.what} {worst.at})"
+        return f"KL from the trained model is {nats(value)} nats {where} (limit {limit:g})"
     if name.endswith(DROP):
         return _drop_sentence(report, name.removesuffix(DROP), limit)
     if name == "finite_outputs":

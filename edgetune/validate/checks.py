@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgetune.report.verdict import DROP, EMULATED
+from edgetune.report.verdict import DROP, EMULATED, LONG_CONTEXT
 from edgetune.validate.metrics import EXACT_MATCH
 
 _MEASURED_ON_DEVICE = ("time_to_answer_ratio", "ttft_ms", "decode_tokens_per_s", "peak_rss_mb")
@@ -21,6 +21,7 @@ def make_checks(limits: Mapping[str, Any], report: Mapping[str, Any]) -> list[di
     """
     return [
         *_fidelity_checks(limits["tolerances"], report),
+        *_long_context_checks(limits["tolerances"], report.get("long_context")),
         *_emulated_checks(limits["tolerances"], report),
         *_budget_checks(limits, report),
     ]
@@ -40,6 +41,18 @@ def _fidelity_checks(
         yield _check(EXACT_MATCH + DROP, tolerances["task_metric_drop"], reason)
     yield _check("tokenizer_parity", 0)
     yield _check("finite_outputs", 0)
+
+
+def _long_context_checks(
+    tolerances: Mapping[str, Any], section: Mapping[str, Any] | None
+) -> Iterator[dict[str, Any]]:
+    """KL on long texts, against the limit that it has on short ones."""
+    limit = tolerances.get("kl_mean")
+    if limit is None or section is None or not section["stretches"]:
+        return
+    reasons = [row["reason"] for row in section["stretches"] if row["reason"]]
+    # Long texts that the package carries and nobody measured are no pass.
+    yield _check(LONG_CONTEXT, limit, "; ".join(reasons) or None, required=True)
 
 
 def _emulated_checks(

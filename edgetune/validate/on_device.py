@@ -32,6 +32,7 @@ from edgetune.errors import (
 )
 from edgetune.files import dump_json, write_text
 from edgetune.host import THIS_MACHINE, probe_host
+from edgetune.report.long_context_words import long_context_lines
 from edgetune.report.plain import as_report
 from edgetune.report.verdict import Judged, judge
 from edgetune.report.words import headline, what_is_unclear, what_was_lost
@@ -134,6 +135,7 @@ def summary(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"verdict  {headline(judgement)}"
     yield from (f"lost     {text}" for text in what_was_lost(view, judgement))
     yield from (f"unclear  {text}" for text in what_is_unclear(view, judgement))
+    yield from (f"long     {text}" for text in long_context_lines(view))
     fidelity = report["fidelity"]
     yield (
         f"measured {fidelity['items']} items, {fidelity['positions']} positions "

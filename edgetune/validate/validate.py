@@ -29,6 +29,7 @@ from edgetune.validate.cost import cost_section
 from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
+from edgetune.validate.long_context import long_context
 from edgetune.validate.metrics import measure_task
 from edgetune.validate.per_item import per_item
 from edgetune.validate.privacy import describe_self_test, without_text
@@ -149,6 +150,7 @@ def measure_sections(
     progress("opening the package")
     opened = open_variant(manifest, job.variant, job.device, job.threads)
     sections, answers = _measure(opened, self_test, job, progress)
+    sections["long_context"] = long_context(opened, manifest.path / "self_test", progress)
     sections["tokenizer"] = tokenizer_parity(opened, self_test)
     sections["providers"] = placement(opened)
     prompt, new_tokens = make_prompt([i.prompt_ids for i in self_test.items], opened.context_length)

@@ -46,3 +46,8 @@ def test_the_whole_line(name: str, tmp_path: Path) -> None:
     assert fidelity["kl_base"]["value"] > 0.01
     assert fidelity["top1_agreement"]["value"] == 1
     assert report["tokenizer"]["mismatches"] == 0
+    # Past the windows and where positions change, as far as the context goes.
+    changes = bool(FAMILIES[name].long or FAMILIES[name].config.get("sliding_window"))
+    assert (report["long_context"] is not None) == changes
+    for stretch in (report["long_context"] or {"stretches": []})["stretches"]:
+        assert stretch["kl_mean"]["value"] < 1e-6

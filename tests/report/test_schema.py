@@ -101,7 +101,7 @@ def test_a_wrong_type_is_refused_by_its_place(
 
 OPTIONAL = {
     *("inputs", "examples", "emulated", "per_item", "self_test", "sampling", "cost", "survival"),
-    *("allocation", "weights", "provenance"),
+    *("allocation", "long_context", "weights", "provenance"),
 }
 
 

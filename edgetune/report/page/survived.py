@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from edgetune.report.page.elements import Markup, fold, table, tag
+from edgetune.report.long_context_words import long_context_lines
+from edgetune.report.page.elements import Markup, fold, items, table, tag
 from edgetune.report.page.plots import Dot, dot_plot, figure
 from edgetune.report.page.shown import Shown
 from edgetune.report.page.verdict import with_pills
@@ -35,6 +36,9 @@ def survived(shown: Shown, level: str) -> Markup:
     ]
     if flips := flips_of(report):
         parts.append(tag("p", f"{flips[0].upper()}{flips[1:]}."))
+    if long := list(long_context_lines(report)):
+        lines = (f"{text[0].upper()}{text[1:]}." for text in long)
+        parts += [tag("p", "On long texts, where the model’s arithmetic changes:"), items(lines)]
     if merges := list(certificate_lines(report)):
         parts.append(tag("p", f"Merge: {'; '.join(merges)}."))
     return tag("section", *parts)

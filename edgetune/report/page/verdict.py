@@ -33,6 +33,7 @@ _ICONS = {
 _QUESTIONS = {
     "retention": "The fine-tune is kept",
     "kl_mean": "Close to the trained model",
+    "long_context_kl": "As close on long texts",
     "tokenizer_parity": "The tokenizer is the trained model’s",
     "finite_outputs": "Every output is finite",
     "time_to_answer_ratio": "Answers as fast as unconverted",
@@ -253,6 +254,7 @@ def _kept(value: float) -> str:
 _FIGURES: dict[str, tuple[Callable[[float], str], str]] = {
     "retention": (_kept, " %"),
     "kl_mean": (nats, " nats"),
+    "long_context_kl": (nats, " nats"),
     "time_to_answer_ratio": (_thousandths, " ×"),
     "package_bytes": (megabytes, " MB"),
     "peak_rss_mb": (_tenths, " MB"),

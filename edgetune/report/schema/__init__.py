@@ -7,6 +7,7 @@ was not measured is null, with a reason beside it. Every `low` and `high` is a o
 from __future__ import annotations
 
 from edgetune.report.schema.fidelity import PerItem, PositionKl
+from edgetune.report.schema.long_context import LongContext, LongStretch
 from edgetune.report.schema.merge import MergeCandidate
 from edgetune.report.schema.part import Interval
 from edgetune.report.schema.provenance import (
@@ -30,6 +31,8 @@ __all__ = [
     "Latency",
     "LatencySide",
     "License",
+    "LongContext",
+    "LongStretch",
     "MergeCandidate",
     "ModuleSurvival",
     "PerItem",

@@ -9,6 +9,7 @@ from pydantic import Field
 from edgetune.report.schema.allocation import ChosenWidths
 from edgetune.report.schema.emulated import Emulated
 from edgetune.report.schema.fidelity import Fidelity, PerItem, TaskMetric, Tokenizer
+from edgetune.report.schema.long_context import LongContext
 from edgetune.report.schema.merge import Merge
 from edgetune.report.schema.part import Count, Part
 from edgetune.report.schema.provenance import GraphWeights, Provenance
@@ -111,6 +112,9 @@ class Report(Part):
     allocation: ChosenWidths | None = None
     # Null where nothing was to be emulated: the device is here.
     emulated: Emulated | None = None
+    # Null where the model's arithmetic is the same at every length, and in reports of versions, or
+    # packages, without it.
+    long_context: LongContext | None = None
     evidence: dict[str, bool]
     environment: Environment
     steps: list[StepFigures]
