@@ -35,6 +35,7 @@ from edgetune.errors import (
 )
 from edgetune.files import is_out_of_space, locked, read_json
 from edgetune.host import Host, probe_host
+from edgetune.inputs import warnings_of
 from edgetune.line import (
     STEPS,
     merge_libraries,
@@ -48,7 +49,7 @@ from edgetune.line import (
     validate_step,
 )
 from edgetune.optimize.allocation import Allocation
-from edgetune.plan import Plan, warnings_of
+from edgetune.plan import Plan
 from edgetune.planning import emulation_of
 from edgetune.recipe import Recipe
 from edgetune.report.publish import publish_report

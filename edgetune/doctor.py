@@ -13,7 +13,7 @@ from edgetune.environments import aarch64
 from edgetune.environments.emulator import find_qemu, try_environment
 from edgetune.errors import MissingError
 from edgetune.host import available_memory_bytes, probe_host, versions_of
-from edgetune.plan import BUILD_LIBRARIES
+from edgetune.problems import BUILD_LIBRARIES
 
 _CORE = ("numpy", "onnxruntime", "onnxruntime-genai", "click", "pydantic", "rich", "ruamel.yaml")
 _BUILD = (*BUILD_LIBRARIES, "onnxscript", "requests")

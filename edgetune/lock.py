@@ -7,7 +7,8 @@ from typing import Any
 
 from edgetune.files import digest_of_json
 from edgetune.host import versions_of
-from edgetune.plan import Inputs, Plan
+from edgetune.inputs import Inputs
+from edgetune.plan import Plan
 from edgetune.step import Step
 
 MERGE_TOOLS = ("edgetune", "torch", "peft", "transformers", "accelerate", "bitsandbytes")

@@ -22,6 +22,7 @@ from edgetune.host import (
     total_memory_bytes,
     versions_of,
 )
+from edgetune.inputs import warnings_of
 from edgetune.line import (
     STEPS,
     merge_steps,
@@ -33,7 +34,8 @@ from edgetune.line import (
     validate_step,
 )
 from edgetune.optimize.allocation import Allocation
-from edgetune.plan import BUILD_LIBRARIES, Plan, make_plan, warnings_of
+from edgetune.plan import Plan, make_plan
+from edgetune.problems import BUILD_LIBRARIES
 from edgetune.recipe import Recipe
 from edgetune.sources.resolve import resolve
 from edgetune.step import Step, find_done, is_ours, passed, why_not_done

@@ -59,7 +59,7 @@ def test_refused_types_are_named(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_refuses_what_cannot_be_exported(tmp_path: Path) -> None:
-    from edgetune.plan import BUILD_LIBRARIES, problems
+    from edgetune.problems import BUILD_LIBRARIES, problems
     from edgetune.recipe import Recipe
     from edgetune.sources.resolve import resolve
 
@@ -75,7 +75,7 @@ def test_a_plan_refuses_what_cannot_be_exported(tmp_path: Path) -> None:
 
 
 def test_a_plan_says_what_cannot_be_combined(tiny_llama: Path, tmp_path: Path) -> None:
-    from edgetune.plan import BUILD_LIBRARIES, problems
+    from edgetune.problems import BUILD_LIBRARIES, problems
     from edgetune.recipe import Recipe
     from edgetune.sources.resolve import resolve
 

@@ -11,13 +11,14 @@ from edgetune.checkpoint.adapter import count_trained
 from edgetune.device import THIS_MACHINE, machine_of
 from edgetune.files import digest_of_json
 from edgetune.host import versions_of
+from edgetune.inputs import Inputs
 from edgetune.line.merge import merge_step
 from edgetune.line.optimize import optimize_step
 from edgetune.line.reference import reference_step, sensitivity_step
 from edgetune.line.shared import code_digest
 from edgetune.lock import make_lock
 from edgetune.package.self_test_app import make_self_test_app
-from edgetune.plan import Inputs, Plan
+from edgetune.plan import Plan
 from edgetune.step import Step, path_of
 
 _PACKAGE_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai")

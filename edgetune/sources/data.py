@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.errors import Problem, UsageError
 from edgetune.files import sha256_of_file
-from edgetune.plan import DataInput
+from edgetune.inputs import DataInput
 from edgetune.recipe import Tolerances
 from edgetune.report.verdict import FEWEST_ITEMS
 from edgetune.tasks import load_task

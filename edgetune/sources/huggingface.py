@@ -13,7 +13,7 @@ from typing import Any
 from edgetune.checkpoint.foreign import ORIGINAL, other_format
 from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, UsageError
 from edgetune.files import is_file, is_folder
-from edgetune.plan import Origin
+from edgetune.inputs import Origin
 
 # Weights as safetensors, configuration and tokenizer; never code, never pickles. Nor the same
 # weights a second time, as some repositories keep them in their makers' own format.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgetune.checkpoint.adapter import Adapter, read_adapter
 from edgetune.errors import InputRefusedError
-from edgetune.plan import Origin
+from edgetune.inputs import Origin
 from edgetune.sources.huggingface import ADAPTER_FILES, ADAPTER_PICKLES, find_folder, hub_refusal
 
 

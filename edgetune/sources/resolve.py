@@ -13,7 +13,7 @@ from edgetune.checkpoint.adapter import PICKLE_FILE
 from edgetune.checkpoint.folder import CheckpointFolder, is_pickled, read_checkpoint
 from edgetune.errors import EdgetuneError, InputRefusedError, MissingError, Problem
 from edgetune.files import is_folder, sha256_of_file
-from edgetune.plan import AdapterInput, Inputs, Origin
+from edgetune.inputs import AdapterInput, Inputs, Origin
 from edgetune.recipe import AdapterRef, Base, Recipe
 from edgetune.sources.data import data_warnings, overlap_problem, read_data
 from edgetune.sources.huggingface import find_checkpoint, hub_refusal
