@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgetune.device import Device, is_here
 from edgetune.errors import INPUT_REFUSED, EdgetuneError, PlanError, Problem
@@ -19,7 +20,7 @@ from edgetune.estimates import (
 )
 from edgetune.host import Host
 from edgetune.inputs import Inputs
-from edgetune.lengths import LongContext, choose_lengths, layer_weights
+from edgetune.lengths import SLIDING, LongContext, choose_lengths, layer_weights, thresholds
 from edgetune.optimize.allocation_widths import chosen_rules
 from edgetune.optimize.schemes import Scheme, make_widths, parse_scheme, variant_name
 from edgetune.optimize.widths import Widths
@@ -144,6 +145,8 @@ def make_plan(
         check_kernels(provider, f"the scheme {scheme.name}", scheme.needs)
         if recipe.kv_cache == "int8":
             check_kernels(provider, "kv_cache: int8", INT8_CACHE)
+            if long_context and any(what == SLIDING for what, _ in thresholds(inputs.base.config)):
+                found.append(_no_window_in_8_bits(inputs.base.path))
     except EdgetuneError as why:
         found.append(Problem(why.message, why.hint, why.exit_code))
     if found:
@@ -163,6 +166,13 @@ def make_plan(
         onto=onto[0] if len(onto) == 1 else None,
         long_context=long_context,
     )
+
+
+def _no_window_in_8_bits(base: Path) -> Problem:
+    """The buffer of such a cache is not shared between steps, and ONNX Runtime's attention wants a
+    sliding window's whole capacity in it from the first token on."""
+    msg = f"{base}: kv_cache: int8 does not run where attention has a sliding window"
+    return Problem(msg, "leave kv_cache out: a window bounds the cache already")
 
 
 def _lengths(inputs: Inputs, memory_bytes: int, found: list[Problem]) -> LongContext | None:

@@ -413,6 +413,10 @@ ROWS: dict[str, tuple[Spoil, str, int, str]] = {
     "recipe with two group sizes": (
         recipe(scheme="w8a16-rtn-g128", group_size=64), RECIPE, 2, "another group size than"),
     # schemes, how the base was trained, types
+    "8-bit cache with a sliding window": (
+        base_config(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=24),
+        BUILD + " --kv-cache int8", 2, "kv_cache: int8 does not run where attention has a sliding",
+    ),
     "scheme unknown": (nothing, BUILD + " --scheme int4", 2, "no scheme is called 'int4'"),
     "group size for fp32": (nothing, BUILD + " --scheme fp32-g32", 2, "quantizes nothing, so it"),
     "group size of no kernel": (nothing, BUILD + " --scheme w4a16-rtn-g48", 2, "no group size 48"),
