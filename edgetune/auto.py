@@ -34,7 +34,7 @@ from edgetune.optimize.allocation_widths import (
 )
 from edgetune.optimize.schemes import make_widths
 from edgetune.plan import Plan
-from edgetune.report.verdict import DROP, EMULATED, LONG_CONTEXT
+from edgetune.report.questions import DROP, EMULATED, LONG_CONTEXT
 from edgetune.sensitivity import RESULT
 from edgetune.step import folder_of, path_of, read_record
 

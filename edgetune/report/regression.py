@@ -14,9 +14,9 @@ from typing import Any
 from edgetune import statistics
 from edgetune.errors import InputRefusedError
 from edgetune.report.collect import Found
+from edgetune.report.questions import REGRESSION, Question
 from edgetune.report.schema import Interval, PerItem, Report
 from edgetune.report.slowdown import answer_ms
-from edgetune.report.verdict import REGRESSION, Question
 from edgetune.report.words import (
     EXACT_MATCH,
     Row,

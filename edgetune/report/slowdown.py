@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from edgetune.errors import InputRefusedError
 from edgetune.report.baseline import why_no_reference, why_no_times
 from edgetune.report.collect import Found
+from edgetune.report.questions import REGRESSION, Question
 from edgetune.report.schema import Interval
-from edgetune.report.verdict import REGRESSION, Question
 from edgetune.report.words import Row, times
 from edgetune.statistics import Interval as Estimate
 from edgetune.two_runs import FEWEST_ROUNDS, ratio_of_runs, run_level

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edgetune.report.questions import DROP
 from edgetune.report.schema import MergeCandidate, ModuleSurvival, Report
-from edgetune.report.verdict import DROP, Judgement
+from edgetune.report.verdict import Judgement
 from edgetune.report.words import nats, percent
 
 _NAMED = 3

@@ -10,9 +10,10 @@ from edgetune.report.allocation_words import allocation_lines
 from edgetune.report.cost import cost_lines, token_text
 from edgetune.report.long_context import positions, worst_stretch
 from edgetune.report.long_context_words import at_least, long_context_lines
+from edgetune.report.questions import DROP, EMULATED, LONG_CONTEXT, emulated_view
 from edgetune.report.schema import Latency, LatencySide, Report, parse_report
 from edgetune.report.survival_words import certificate_lines, where_it_was_lost
-from edgetune.report.verdict import DROP, EMULATED, LONG_CONTEXT, Judgement, emulated_view, judge
+from edgetune.report.verdict import Judgement, judge
 from edgetune.report.words import (
     bounds,
     carried_note,

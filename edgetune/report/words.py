@@ -7,15 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgetune.report.long_context import worst_stretch
-from edgetune.report.verdict import (
-    DROP,
-    EMULATED,
-    LONG_CONTEXT,
-    Figure,
-    Judged,
-    Judgement,
-    emulated_view,
-)
+from edgetune.report.questions import DROP, EMULATED, LONG_CONTEXT, Figure, emulated_view
+from edgetune.report.verdict import Judged, Judgement
 
 if TYPE_CHECKING:
     from edgetune.report.schema import Report

@@ -15,7 +15,7 @@ from edgetune.errors import Problem, UsageError
 from edgetune.files import sha256_of_file
 from edgetune.inputs import DataInput
 from edgetune.recipe import Tolerances
-from edgetune.report.verdict import FEWEST_ITEMS
+from edgetune.report.questions import FEWEST_ITEMS
 from edgetune.tasks import load_task
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgetune.report.verdict import DROP, EMULATED, LONG_CONTEXT
+from edgetune.report.questions import DROP, EMULATED, LONG_CONTEXT
 from edgetune.validate.metrics import EXACT_MATCH
 
 _MEASURED_ON_DEVICE = ("time_to_answer_ratio", "ttft_ms", "decode_tokens_per_s", "peak_rss_mb")

@@ -20,7 +20,7 @@ from edgetune.child import run_child
 from edgetune.files import dump_json, read_json, write_text
 from edgetune.lengths import LONGROPE, SLIDING, WINDOW, choose_lengths
 from edgetune.optimize.forms.decoder import export_problem
-from edgetune.report.verdict import LONG_CONTEXT
+from edgetune.report.questions import LONG_CONTEXT
 from tests.families import build_family
 from tests.report.sample import SECTIONS, make
 from tests.tiny import build_base

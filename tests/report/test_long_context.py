@@ -14,9 +14,10 @@ from edgetune.report.long_context_words import long_context_lines
 from edgetune.report.make import finish_on_device
 from edgetune.report.markdown import to_markdown
 from edgetune.report.page.page import to_page
+from edgetune.report.questions import LONG_CONTEXT
 from edgetune.report.schema import parse_report
 from edgetune.report.terminal import summary_lines, table_rows
-from edgetune.report.verdict import LONG_CONTEXT, judge
+from edgetune.report.verdict import judge
 from edgetune.report.words import what_was_lost
 from edgetune.validate.checks import make_checks
 from tests.report.sample import SECTIONS, interval, make, make_report, sections

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.errors import InputRefusedError
+from edgetune.report.questions import Question, figure_of
 from edgetune.report.schema import Interval, parse_report
-from edgetune.report.verdict import Question, decide, figure_of, items_needed, judge
+from edgetune.report.verdict import decide, items_needed, judge
 from edgetune.statistics import paired_proportions
 from tests.report.sample import interval, make, make_report
 

@@ -12,7 +12,7 @@ import pytest
 from edgetune import statistics
 from edgetune.errors import InputRefusedError
 from edgetune.files import dump_json, read_json, write_text
-from edgetune.report.verdict import LONG_CONTEXT
+from edgetune.report.questions import LONG_CONTEXT
 from edgetune.runtime.decoder import score
 from edgetune.runtime.manifest import choose_variant, read_manifest
 from edgetune.runtime.session import OpenPackage

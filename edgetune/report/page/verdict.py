@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from edgetune.report.page.elements import Markup, foreign, items, join, quiet, table, tag
 from edgetune.report.page.plots import allowance_bar
 from edgetune.report.page.shown import Shown
+from edgetune.report.questions import DROP, EMULATED
 from edgetune.report.schema import Report
 from edgetune.report.survival_words import where_it_was_lost
 from edgetune.report.terminal import where_measured
-from edgetune.report.verdict import DROP, EMULATED, Judged
+from edgetune.report.verdict import Judged
 from edgetune.report.words import (
     megabytes,
     nats,
