@@ -5,10 +5,11 @@
 
 The text is English prose that comes with Python (`pydoc_data.topics`): some of its topics are
 measured on, others are for calibration. Rows of edgetune are builds through the command. llama.cpp
-runs in its own programs, converted from the same folder, against its own float32: KL over the
-second half of windows of 256 tokens of the same text, speed by llama-bench with the same number of
-threads; its converter wants the package sentencepiece. The builder's default int4 is `w4a16-rtn`:
-the same bytes where the embedding is tied.
+runs in its own programs, converted from the same folder, against its own float32. KL of both is of
+tokens that stand behind 128 others: llama-perplexity measures the second half of windows of 256
+tokens, edgetune's report has KL by position. Speed is by llama-bench with the same number of
+threads; llama.cpp's converter wants the package sentencepiece. The builder's default int4 is
+`w4a16-rtn`: the same bytes where the embedding is tied.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def own_rows(
         [
             row["scheme"],
             f"{row['graph_bytes'] / 1e6:.1f}",
-            _interval(row["kl_mean"], "{:.2g}"),
+            f"{kl_behind(json.loads(Path(row['report']).read_text(encoding='utf-8'))):.2g}",
             _interval(row["top1_agreement"], "{:.3f}"),
             *(f"{row[key]:.0f}" if row[key] else "not measured" for key in
               ("prefill_tokens_per_s", "decode_tokens_per_s")),
@@ -97,6 +98,13 @@ def own_rows(
         for row in json.loads(done.stdout)["rows"]
         if row["graph_bytes"] is not None
     ]  # fmt: skip
+
+
+def kl_behind(report: Mapping[str, Any]) -> float:
+    """Mean KL over the tokens behind the first half of a window, in nats."""
+    rows = [row for row in report["fidelity"]["kl_by_position"] if row["first"] > WINDOW // 2]
+    count = sum(int(row["positions"]) for row in rows)
+    return sum(float(row["kl"]["value"]) * int(row["positions"]) for row in rows) / count
 
 
 def peer_rows(
