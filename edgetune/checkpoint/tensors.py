@@ -200,8 +200,7 @@ def _give_memory_back() -> None:
 
     It may keep what each tensor left behind, and a merge then grows with the model's depth
     (measured: 250 MB written took 260 MB in some runs, 55 in others). After every tensor it would
-    cost more than it gives: pages that the next one needs again, one fault each (a third of the
-    merge's processor time).
+    cost more than it gives: the next one needs the pages again.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
