@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgetune.errors import StepFailedError, UsageError
 from edgetune.files import need_space
 from edgetune.reference.divergence import kl_rows, log_softmax, pick
+from edgetune.reference.dora import kept_norms
 from edgetune.reference.generation import greedy
 from edgetune.reference.render import ScoredItem
 from edgetune.reference.rows import RowFile
@@ -82,8 +83,14 @@ def deterministic(threads: int) -> Iterator[None]:
 
 def with_model(load: Callable[[], Any], use: Callable[[Any], _Result]) -> _Result:
     """`use(load())`, with the model gone before the next one comes."""
+
+    def loaded() -> _Result:
+        model = load()
+        with kept_norms(model):
+            return use(model)
+
     try:
-        return use(load())
+        return loaded()
     finally:
         gc.collect()
 
