@@ -51,8 +51,8 @@ _CHILD_ENVIRONMENT = {
     "PYTHONIOENCODING": "utf-8",
     # OpenMP threads that wait without sleeping slow each other many times on a busy machine.
     "GOMP_SPINCOUNT": "10000",
-    # torch asks for huge pages where a tensor has 2 MiB: in small ones the memory that a merge takes
-    # and gives back costs as much processor time as its arithmetic.
+    # torch asks for huge pages where a tensor has 2 MiB: in small ones the memory that a merge
+    # takes and gives back costs as much processor time as its arithmetic.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.errors import InputRefusedError, StepFailedError
-from edgetune.runtime.oldest import OLDEST
 
 # onnxruntime-genai takes exactly one component and calls it so.
 COMPONENT = "model"
@@ -23,9 +22,10 @@ def make_manifest(
     variants: Sequence[Mapping[str, str]],
     devices: Mapping[str, str],
     version: str,
+    requires: Mapping[str, str],
 ) -> dict[str, Any]:
     """The manifest of a package. `variants`: name, provider, device_kind; `devices`: {device:
-    variant}; `version`: edgetune's."""
+    variant}; `version`: edgetune's; `requires`: {library: the oldest that opens it}."""
     return {
         "schema_version": "1.0",
         "package_name": name,
@@ -45,8 +45,7 @@ def make_manifest(
         "additional_metadata": {
             "edgetune": {
                 "version": version,
-                # The oldest that open it.
-                "requires": {name: f">={oldest}" for name, oldest in OLDEST.items()},
+                "requires": {name: f">={oldest}" for name, oldest in requires.items()},
                 "devices": {device: {"variant": devices[device]} for device in sorted(devices)},
             }
         },

@@ -33,6 +33,7 @@ from edgetune.package.lock import make_lock
 from edgetune.package.manifest import check_reopened, make_manifest
 from edgetune.package.self_test_app import make_self_test_app
 from edgetune.package.weights import describe_weights
+from edgetune.runtime.oldest import oldest_for
 
 _GRAPH_FILES = ("model.onnx", "model.onnx.data")
 # The step store's own notes in a step's folder.
@@ -64,7 +65,9 @@ def package_step(
     write_text(out / "self_test" / "limits.json", dump_json(limits))
     (out / "self_test" / SELF_TEST_APP).write_bytes(make_self_test_app())
     _write_devices(arguments["devices"], out / "devices")
-    manifest = make_manifest(arguments["name"], variants, devices, __version__)
+    manifest = make_manifest(
+        arguments["name"], variants, devices, __version__, oldest_for(arguments["lock"])
+    )
     write_text(out / "manifest.json", dump_json(manifest))
     lock = make_lock(
         arguments["lock"], arguments["name"], _describe_variants(out, variants),

@@ -31,7 +31,7 @@ from edgetune.remote.transfer import files_of, folder_name, send
 from edgetune.report.make import write_verdicts
 from edgetune.report.schema import load_report
 from edgetune.runtime.manifest import Manifest, read_manifest
-from edgetune.runtime.oldest import OLDEST, too_old
+from edgetune.runtime.oldest import oldest_for, too_old
 
 DEFAULT_PYTHON = "python3"
 _CODES = {"pass": PASS, "fail": GATE_FAILED, "inconclusive": INCONCLUSIVE}
@@ -82,17 +82,17 @@ def _check_host(
     found: Mapping[str, Any], manifest: Manifest, device: str | None, address: Address, python: str
 ) -> None:
     """Refuse a host that lacks something before anything is sent. Raises MissingError."""
-    libraries = found["libraries"]
+    libraries, oldest = found["libraries"], oldest_for(manifest.lock)
     install = f"there: {found['executable'] or python} -m pip install " + " ".join(
-        f"'{name}>={OLDEST[name]}'" for name in libraries
+        f"'{name}>={oldest[name]}'" for name in libraries
     )
-    if old := too_old({"python": found["python"]}):
+    if old := too_old({"python": found["python"]}, oldest):
         msg = f"{address}: too old for this package: {', '.join(old)}"
         raise MissingError(msg, "name a newer one with --python PATH")
     if missing := [name for name, version in libraries.items() if version is None]:
         msg = f"{address}: {python} there has no {', '.join(missing)}"
         raise MissingError(msg, f"{install}; or name another Python with --python PATH")
-    if old := too_old({name: version or None for name, version in libraries.items()}):
+    if old := too_old({name: version or None for name, version in libraries.items()}, oldest):
         msg = f"{address}: too old for this package: {', '.join(old)}"
         raise MissingError(msg, install)
     _check_arch(_arch(found), manifest, device, address)

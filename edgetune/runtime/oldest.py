@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 # The oldest with which a package gives the same answers.
 OLDEST = {
@@ -16,15 +17,24 @@ OLDEST = {
     "onnxruntime": "1.26.0",
     "onnxruntime-genai": "0.14.0",
 }
+# With the first below, attention takes an 8-bit cache for a float one.
+_INT8_CACHE = {"onnxruntime": "1.27.0"}
 
 
-def too_old(versions: Mapping[str, str | None]) -> list[str]:
-    """A sentence's part for each version that is below OLDEST: "onnxruntime 1.20.0 (1.26.0 is
+def oldest_for(lock: Mapping[str, Any]) -> dict[str, str]:
+    """The oldest with which a package does, by its lock: some graphs ask for more than others."""
+    recipe = lock.get("recipe")
+    int8 = isinstance(recipe, Mapping) and recipe.get("kv_cache") == "int8"
+    return {**OLDEST, **(_INT8_CACHE if int8 else {})}
+
+
+def too_old(versions: Mapping[str, str | None], oldest: Mapping[str, str]) -> list[str]:
+    """A sentence's part for each version that is below `oldest`: "onnxruntime 1.20.0 (1.26.0 is
     the oldest that will do)"; a version that is not known is none."""
     return [
-        f"{name} {versions[name]} ({oldest} is the oldest that will do)"
-        for name, oldest in OLDEST.items()
-        if (own := versions.get(name)) is not None and _numbers(own) < _numbers(oldest)
+        f"{name} {versions[name]} ({least} is the oldest that will do)"
+        for name, least in oldest.items()
+        if (own := versions.get(name)) is not None and _numbers(own) < _numbers(least)
     ]
 
 

@@ -37,7 +37,7 @@ from edgetune.report.plain import as_report
 from edgetune.report.verdict import Judged, judge
 from edgetune.report.words import headline, what_is_unclear, what_was_lost
 from edgetune.runtime.manifest import Manifest, choose_variant, read_manifest
-from edgetune.runtime.oldest import OLDEST, too_old
+from edgetune.runtime.oldest import oldest_for, too_old
 from edgetune.runtime.session import session_threads
 from edgetune.validate.here import own_device, told_here
 
@@ -96,7 +96,7 @@ def _check(options: argparse.Namespace, app: Path) -> int:
     tell = _teller()
     tell("checking the package's files")
     manifest = read_manifest(package)
-    _check_libraries()
+    _check_libraries(oldest_for(manifest.lock))
     host = probe_host()
     device = options.device or own_device(manifest, host)
     out = options.out or Path(f"{manifest.name}@{device}.json")
@@ -160,12 +160,12 @@ def _figures(check: Judged) -> str:
     return f"{text}, limit {sign} {check.limit:g}"
 
 
-def _check_libraries() -> None:
+def _check_libraries(oldest: Mapping[str, str]) -> None:
     """Raise MissingError when a library is not there, does not load or is too old."""
     python = Path(sys.executable).name or "python3"
     found: dict[str, str | None] = {"python": platform.python_version()}
     install = f"{python} -m pip install " + " ".join(
-        f"'{name}>={OLDEST[name]}'" for name in _LIBRARIES
+        f"'{name}>={oldest[name]}'" for name in _LIBRARIES
     )
     missing = [name for name in _LIBRARIES if find_spec(name.replace("-", "_")) is None]
     if missing:
@@ -179,7 +179,7 @@ def _check_libraries() -> None:
             msg = f"{name} does not load with {sys.executable}: {words[:300]}"
             raise MissingError(msg, install) from why
         found[name] = getattr(module, "__version__", None)
-    if old := too_old(found):
+    if old := too_old(found, oldest):
         msg = f"too old for this package: {', '.join(old)}"
         raise MissingError(msg, install)
 

@@ -27,7 +27,7 @@ def write_package(folder: Path, manifest: dict[str, Any]) -> Path:
 
 def manifest() -> dict[str, Any]:
     devices = {"pi": "cpu-fp32", "box": "cpu-w8a16-rtn"}
-    return make_manifest("demo", VARIANTS, devices, "0.1.0")
+    return make_manifest("demo", VARIANTS, devices, "0.1.0", {"onnxruntime": "1.26.0"})
 
 
 def test_order_of_variants_and_devices_does_not_matter() -> None:

@@ -166,7 +166,18 @@ def test_what_nobody_thought_of_is_no_failed_gate(
 
 
 def test_versions_are_compared_by_their_numbers() -> None:
-    assert oldest.too_old({"onnxruntime": "1.4.0"})
-    assert oldest.too_old({"python": "3.9.18"})
-    assert not oldest.too_old({**oldest.OLDEST, "numpy": None})
-    assert not oldest.too_old({"python": "3.14.0rc1", "onnxruntime": "10.0.dev1"})
+    def old(**versions: str | None) -> list[str]:
+        named = {name.replace("_", "-"): version for name, version in versions.items()}
+        return oldest.too_old(named, oldest.OLDEST)
+
+    assert old(onnxruntime="1.4.0")
+    assert old(python="3.9.18")
+    assert not oldest.too_old({**oldest.OLDEST, "numpy": None}, oldest.OLDEST)
+    assert not old(python="3.14.0rc1", onnxruntime="10.0.dev1")
+
+
+def test_an_8_bit_cache_asks_for_a_newer_onnxruntime() -> None:
+    plain, small = (oldest.oldest_for({"recipe": {"kv_cache": k}}) for k in ("float32", "int8"))
+    assert plain == oldest.OLDEST == oldest.oldest_for({})
+    assert oldest.too_old({"onnxruntime": plain["onnxruntime"]}, small)
+    assert small["onnxruntime-genai"] == plain["onnxruntime-genai"]
