@@ -56,7 +56,7 @@ def estimate(
     `long_bytes`: what its longest text takes in memory."""
     shapes = weight_shapes(base)
     weights = sum(math.prod(shape) for shape in shapes.values())
-    graph_bytes, scale_bytes = predict_graph_bytes(base.config, shapes, base.tied, widths)
+    graph = predict_graph_bytes(base.config, shapes, base.tied, widths)
     # Linears are stored in float32 where an adapter may touch them; the rest as it was.
     merged = sum(
         math.prod(shape) * (4 if adapted and _is_linear(name, shape) else 2)
@@ -65,12 +65,12 @@ def estimate(
     scratch = 4 * weights if layered else 0
     return Estimates(
         merged_bytes=merged,
-        graph_bytes=graph_bytes,
-        device_memory_bytes=predict_memory_bytes(graph_bytes, scale_bytes),
+        graph_bytes=graph.total,
+        device_memory_bytes=predict_memory_bytes(graph),
         cache_token_bytes=cache_bytes_per_token(base.config, kv_cache),
         build_memory_bytes=build_memory_bytes(base, long_bytes),
         # The graph lies in the store, in the package, and twice more while it is exported.
-        disk_bytes=merges * merged + 4 * graph_bytes + scratch + 50_000_000,
+        disk_bytes=merges * merged + 4 * graph.total + scratch + 50_000_000,
     )
 
 

@@ -176,7 +176,7 @@ def _sizes(plan: Plan) -> list[str]:
     protected = make_widths(AUTO, None, plan.recipe.protect)
     smallest = smallest_graph_bytes(base.config, shapes, base.tied, protected)
     eight = make_widths(SCHEMES["w8a16-rtn"])
-    largest, _ = predict_graph_bytes(base.config, shapes, base.tied, eight)
+    largest = predict_graph_bytes(base.config, shapes, base.tied, eight).total
     weights = sum(math.prod(shape) for shape in shapes.values())
     sizes = [smallest + share * max(0, largest - smallest) for share in _POINTS]
     return [f"{AUTO.name}-{math.ceil(800 * size / weights) / 100:g}" for size in sizes]

@@ -4,7 +4,7 @@ onnxruntime-genai's builder joins attention's three projections into one product
 joint gate and up projection into two; here each module gets its rows again. The graph's structure
 is read whole, its data a block of rows at a time. A MatMulNBits stores codes of 4 or 8 bits, one
 scale s and perhaps one zero point z for each group of a row: a weight is (code − z) · s, where z is
-2^(bits−1) if none is stored, so |s| is the step. A GatherBlockQuantized stores an embedding of its
+2^(bits−1) if none is stored, so |s| is the step. Scales may be stored in 8 bits (`graph_scales`). A GatherBlockQuantized stores an embedding of its
 own likewise. A MatMulBnb4 stores NF4 codes: a weight is the code's value times s.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgetune.checkpoint.graph_scales import scales_in_steps
 from edgetune.checkpoint.nf4 import NF4_STEPS, nf4_codes, nf4_values
 from edgetune.errors import StepFailedError
 
@@ -49,6 +50,8 @@ class GraphMatrix:
     codes: Place
     scales: Place
     zero_points: Place | None = None
+    # Of the rows, where `scales` says in int8 how many of them a scale is.
+    steps: Place | None = None
     nf4: bool = False
 
 
@@ -69,6 +72,7 @@ def read_matrices(folder: Path) -> dict[str, GraphMatrix]:
     graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     found: dict[str, GraphMatrix] = {}
+    in_steps = scales_in_steps(graph.node, tensors)
     sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
     for node in graph.node:
         number = {attribute.name: int(attribute.i) for attribute in node.attribute}
@@ -85,14 +89,16 @@ def read_matrices(folder: Path) -> dict[str, GraphMatrix]:
         else:
             continue
         zeros = inputs[2] if len(inputs) > 2 else ""
+        scales, steps = in_steps.get(inputs[1], (inputs[1], ""))
         found[name] = GraphMatrix(
             outputs=number["N"],
             inputs=number["K"],
             bits=number.get("bits", 4),
             group_size=number["block_size"],
             codes=_place(folder, tensors[inputs[0]]),
-            scales=_place(folder, tensors[inputs[1]]),
+            scales=_place(folder, tensors[scales]),
             zero_points=_place(folder, tensors[zeros]) if zeros else None,
+            steps=_place(folder, tensors[steps]) if steps else None,
             nf4=node.op_type == "MatMulBnb4",
         )
     return found
@@ -167,21 +173,31 @@ def _rows(matrix: GraphMatrix, start: int, stop: int) -> tuple[torch.Tensor, tor
     groups = -(-matrix.inputs // matrix.group_size)
     width = groups * (matrix.group_size * matrix.bits // 8)
     packed = _read(matrix.codes, np.uint8, start * width, (stop - start) * width)
-    scales = _read(matrix.scales, np.float32, start * groups, (stop - start) * groups)
     shape = (stop - start, groups)
+    scales = _scales(matrix, start, stop, groups)
     if matrix.nf4:
         groups_packed = packed.reshape(*shape, -1)
-        values = torch.from_numpy(nf4_values(groups_packed, scales.reshape(shape)))
-        steps = NF4_STEPS[nf4_codes(groups_packed)] * scales.reshape(*shape, 1)
+        values = torch.from_numpy(nf4_values(groups_packed, scales))
+        steps = NF4_STEPS[nf4_codes(groups_packed)] * scales[:, :, None]
         return values.flatten(1), torch.from_numpy(steps).flatten(1)
     zeros = None
     if matrix.zero_points is not None:
         row = -(-groups * matrix.bits // 8)
         zeros = _read(matrix.zero_points, np.uint8, start * row, (stop - start) * row)
-    values = values_of(packed, scales.reshape(shape), zeros, matrix.bits)
-    steps = torch.from_numpy(scales).reshape(*shape, 1).abs().expand_as(values)
+    values = values_of(packed, scales, zeros, matrix.bits)
+    steps = torch.from_numpy(scales)[:, :, None].abs().expand_as(values)
     # A last short group is filled up.
     return values.flatten(1)[:, : matrix.inputs], steps.flatten(1)[:, : matrix.inputs]
+
+
+def _scales(matrix: GraphMatrix, start: int, stop: int, groups: int) -> np.ndarray[Any, Any]:
+    """float32 [rows, groups]"""
+    dtype = np.float32 if matrix.steps is None else np.int8
+    found = _read(matrix.scales, dtype, start * groups, (stop - start) * groups)
+    scales: np.ndarray[Any, Any] = found.reshape(stop - start, groups).astype(np.float32)
+    if matrix.steps is not None:
+        scales *= _read(matrix.steps, np.float32, start, stop - start)[:, None]
+    return scales
 
 
 def values_of(

@@ -61,11 +61,11 @@ def chosen_rules(chosen: Mapping[str, str]) -> dict[str, str]:
 
 def fixed_bytes(config: Mapping[str, Any], tensors: Mapping[str, Shape], tied: bool) -> int:
     """Of the graph, what no width changes: norms, tables, nodes."""
-    default = Width(4, 32, "rtn")
+    default = Width(4, 32, "rtn", scale_bits=8)
     embedding = (EMBEDDING_MODULE, parse_width(plain_width(EMBEDDING_MODULE), default))
-    total, _ = predict_graph_bytes(config, tensors, tied, Widths(default, (embedding,)))
+    total = predict_graph_bytes(config, tensors, tied, Widths(default, (embedding,))).total
     plain = {
-        module: parse_width(plain_width(module), default).stored_bytes(*shape)[0]
+        module: parse_width(plain_width(module), default).stored(*shape).total
         for module, shape in module_shapes(tensors, tied).items()
     }
     return total - sum(plain.values())
@@ -82,7 +82,7 @@ def smallest_graph_bytes(
         widths = (
             [own] if own else [parse_width(words, protected.default) for words in offered(module)]
         )
-        total += min(width.stored_bytes(*shape)[0] for width in widths)
+        total += min(width.stored(*shape).total for width in widths)
     return total
 
 

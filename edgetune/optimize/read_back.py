@@ -5,10 +5,11 @@ Only `model.onnx` is read, not its data.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.graph_scales import scales_in_steps
 from edgetune.checkpoint.graph_weights import places_of
 from edgetune.errors import StepFailedError
 from edgetune.optimize.widths import NF4, Width, Widths
@@ -56,6 +57,7 @@ def check_products(graph: Any, widths: Widths, modules: Collection[str]) -> None
     """Raise StepFailedError for a product with a constant matrix, or an embedding of its own, that
     has not its module's width, and where there is no such product at all."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    in_steps = scales_in_steps(graph.node, constants)
     seen = 0
     for node in graph.node:
         if node.op_type not in _PRODUCTS or node.input[1] not in constants:
@@ -63,7 +65,7 @@ def check_products(graph: Any, widths: Widths, modules: Collection[str]) -> None
         product = str(node.input[1]).partition(WEIGHT)[0]
         rows = [_attribute(node, "N", 0)]
         wanted = widths.of(places_of(product, rows, modules)[0][0])
-        found = _width_of(node, constants)
+        found = _width_of(node, constants, in_steps)
         _require(found == _shown(wanted), f"the width of {product}", _shown(wanted), found)
         seen += 1
     _require(seen > 0, "the number of products", "at least one", 0)
@@ -71,15 +73,16 @@ def check_products(graph: Any, widths: Widths, modules: Collection[str]) -> None
     if lookup is not None and lookup.op_type == "GatherBlockQuantized":
         shared = _shares_head(graph, lookup)
         wanted = widths.of("lm_head") if shared else widths.of_embedding()
-        text, found = _shown(wanted), _width_of(lookup, constants)
+        text, found = _shown(wanted), _width_of(lookup, constants, in_steps)
         _require(found == text, "the width of the embedding", text, found)
 
 
 def _shown(width: Width) -> str:
-    return f"{width.name}{'' if width.symmetric else ' with zero points'}"
+    zeros = "" if width.symmetric else " with zero points"
+    return f"{width.name}{zeros}{' and scales in 8 bits' if width.scales_in_steps else ''}"
 
 
-def _width_of(node: Any, constants: Mapping[str, Any]) -> str:
+def _width_of(node: Any, constants: Mapping[str, Any], in_steps: Container[str]) -> str:
     group = _attribute(node, "block_size")
     if node.op_type == "MatMulBnb4":
         kind = _attribute(node, "quant_type")
@@ -90,7 +93,8 @@ def _width_of(node: Any, constants: Mapping[str, Any]) -> str:
         name: str = TensorProto.DataType.Name(constants[node.input[1]].data_type)
         return {"FLOAT": "fp32", "FLOAT16": "fp16"}.get(name, name.lower())
     symmetric = not (len(node.input) > 3 and node.input[3])
-    return _shown(Width(_attribute(node, "bits", 4), group, "rtn", symmetric))
+    scale_bits = 8 if node.input[2] in in_steps else 32
+    return _shown(Width(_attribute(node, "bits", 4), group, "rtn", symmetric, scale_bits))
 
 
 def _require(holds: bool, option: str, wanted: Any, found: Any) -> None:

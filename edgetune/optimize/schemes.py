@@ -1,7 +1,7 @@
 """Quantization schemes, one row each; standard library only, for the plan reads it.
 
 A name says the bits of weights (w) and activations (a) and the algorithm (a file in
-optimize/rounding), with one float32 scale for each group of weights along the input dimension.
+optimize/rounding), with one scale for each group of weights along the input dimension.
 What follows says which modules have 8 bits instead of 4: `h8` the head and the embedding, `mixed`
 also attention's projections and down_proj of some layers, `selective` v_proj and down_proj of all.
 `gptq` rounds by calibration text (`optimize.gptq`). docs/schemes.md has what each comes to.
@@ -55,6 +55,8 @@ class Scheme:
     symmetric: bool = True
     # Modules of another width, as `widths` writes them: (end of a module's name, width).
     rules: Rules = ()
+    # Of a group's scale, as in `Width`.
+    scale_bits: int = 8
     # What a provider must have kernels for, where that is more than the precision says.
     kernels: str | None = None
     # Olive passes in order; these are the project's own.
@@ -84,14 +86,15 @@ class Scheme:
         if self.algorithm is None:
             return Width(self.weight_bits)
         group = group_size or self.group_size
-        return Width(self.weight_bits, group, self.algorithm, self.symmetric)
+        return Width(self.weight_bits, group, self.algorithm, self.symmetric, self.scale_bits)
 
 
-def _four_bits(name: str, algorithm: str, rules: Rules) -> Scheme:
+def _four_bits(name: str, algorithm: str, rules: Rules, scale_bits: int = 8) -> Scheme:
     return Scheme(
         name, 4, 32, _GROUP_SIZES, algorithm, "int4", 4,
         symmetric=algorithm in ("rtn", "gptq"),
         rules=rules,
+        scale_bits=scale_bits,
         passes=("LayerwiseGptq", "GenaiBuilder") if algorithm == "gptq" else ("GenaiBuilder",),
     )  # fmt: skip
 
@@ -102,8 +105,9 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("fp32", 32, None, (), None, "fp32", None),
         Scheme("fp16", 16, None, (), None, "fp16", None),
         Scheme("w8a16-rtn", 8, 32, _GROUP_SIZES, "rtn", "int8", 4, rules=_EMBEDDING_AT_8),
-        _four_bits("w4a16-rtn", "rtn", _EMBEDDING_AT_8),
-        _four_bits("w4a16-rtn-h8", "rtn", _HEAD_AT_8),
+        # The builder's own bytes, float32 scales included: what others are compared with.
+        _four_bits("w4a16-rtn", "rtn", _EMBEDDING_AT_8, 32),
+        _four_bits("w4a16-rtn-h8", "rtn", _HEAD_AT_8, 32),
         _four_bits("w4a16-kquant", "kquant", _EMBEDDING_AT_8),
         _four_bits("w4a16-kquant-h8", "kquant", _HEAD_AT_8),
         _four_bits("w4a16-kquant-mixed", "kquant", _HEAD_AT_8 + _MIXED),
@@ -112,7 +116,7 @@ SCHEMES: dict[str, Scheme] = {
         _four_bits("w4a16-gptq", "gptq", _HEAD_AT_8),
         _four_bits("w4a16-gptq-selective", "gptq", _HEAD_AT_8 + _SELECTIVE),
         Scheme(
-            "nf4a16", 4, 64, (64,), NF4, "int4", 4, kernels="nf4",
+            "nf4a16", 4, 64, (64,), NF4, "int4", 4, kernels="nf4", scale_bits=32,
             rules=(("lm_head", "w8-g32"), ("embed_tokens", "w8-g32"), (CHANGED, "w8-g32")),
         ),
     )

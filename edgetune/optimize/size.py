@@ -10,29 +10,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.checkpoint.folder import EMBEDDING, HEAD
-from edgetune.optimize.widths import Widths
+from edgetune.optimize.widths import Stored, Widths
 
 _FLOAT_BYTES = 4
-# Of the graph without its weights: nodes and names of one layer (measured: 7.7 to 8.3 kB).
-_NODES_BYTES = 8_000
-# onnxruntime-genai with nothing open, and what a byte of weights and one of scales come to when a
-# graph is opened: the file is read, and the products' weights are laid out anew for the kernels
-# (measured; see docs/performance.md).
+# Of the graph without its weights: nodes and names of one layer (measured: 7.7 to 8.3 kB), and what
+# multiplies the scales of one matrix out.
+_NODES_BYTES, _SCALES_NODES_BYTES = 8_000, 300
+# onnxruntime-genai with nothing open, and what a byte of weights and a scale, however it is stored,
+# come to when a graph is opened: the file is read, and the products' weights are laid out anew for
+# the kernels (measured; see docs/performance.md).
 _RUNTIME_BYTES = 95_000_000
-_WEIGHTS, _SCALES = 1.45, 3.3
+_WEIGHTS, _A_SCALE = 1.45, 13.2
 
 
 def predict_graph_bytes(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tied: bool, widths: Widths
-) -> tuple[int, int]:
-    """(model.onnx and its data, the scales in it), in bytes, of a checkpoint with these config.json
-    and tensors.
+) -> Stored:
+    """What model.onnx and its data take, of a checkpoint with these config.json and tensors.
 
     The embedding stays in float32 unless a rule names it, or it is tied to the head, whose width it
     then has.
     """
     total = _rotary_bytes(config) + _NODES_BYTES * (int(config.get("num_hidden_layers") or 0) + 1)
-    scales = 0
+    scales = groups = 0
     for name, shape in shapes.items():
         if tied and name == HEAD and EMBEDDING in shapes:
             continue
@@ -42,14 +42,16 @@ def predict_graph_bytes(
         width = widths.of((HEAD if name == EMBEDDING else name).removesuffix(".weight"))
         if name == EMBEDDING and not tied:
             width = widths.of_embedding()
-        whole, of_scales = width.stored_bytes(*shape)
-        total, scales = total + whole, scales + of_scales
-    return total, scales
+        stored = width.stored(*shape)
+        total, scales, groups = total + stored.total, scales + stored.scales, groups + stored.groups
+        total += _SCALES_NODES_BYTES if width.scales_in_steps else 0
+    return Stored(total, scales, groups)
 
 
-def predict_memory_bytes(graph_bytes: int, scale_bytes: int) -> int:
+def predict_memory_bytes(graph: Stored) -> int:
     """The largest resident set of a process that opens the graph and answers shortly."""
-    return _RUNTIME_BYTES + int(_WEIGHTS * (graph_bytes - scale_bytes) + _SCALES * scale_bytes)
+    weights = graph.total - graph.scales
+    return _RUNTIME_BYTES + int(_WEIGHTS * weights + _A_SCALE * graph.groups)
 
 
 def cache_bytes_per_token(config: Mapping[str, Any], kv_cache: str = "float32") -> int:

@@ -18,10 +18,13 @@ import torch
 
 from edgetune.optimize.rounding import Rounder
 from edgetune.optimize.rounding.block import Block
+from edgetune.optimize.rounding.scales import counts_of
 from edgetune.optimize.widths import NF4, Width
 
 # Of float32 values, where a matrix is worked on in blocks.
 _BLOCK_BYTES = 16 << 20
+# Of the name of scales that are stored as whole numbers of a step.
+STEPS_SUFFIX = "_Q8"
 
 Blocks = Callable[[], Iterator[np.ndarray[Any, Any]]]
 
@@ -128,7 +131,8 @@ def quantized_tensors(
 ) -> tuple[Streamed, ...]:
     """What a MatMulNBits takes beside its input: the packed weight [outputs, groups, bytes a group]
     (uint8), the scales [outputs, groups] (float32) and, where the width is not symmetric, the zero
-    points (uint8 [outputs, bytes]).
+    points (uint8 [outputs, bytes]). Of scales in 8 bits two tensors take their place: how many
+    steps each is (int8), and the steps [outputs, 1] (float32).
 
     `places`: the module of each part of the matrix and the part's first row in it; `name` itself
     where there are none. Names and layout are those of onnxruntime.quantization's
@@ -142,12 +146,16 @@ def quantized_tensors(
     kept: dict[str, list[np.ndarray[Any, Any]]] = {}
 
     def packed_blocks() -> Iterator[np.ndarray[Any, Any]]:
-        kept.update(scales=[], zeros=[])
+        kept.update(scales=[], steps=[], zeros=[])
         scratch: dict[Any, Any] = {}
         for number, (module, first) in enumerate(places):
             for start, rows in matrix.rows_of(number):
                 found = rounder(Block(module, first + start, rows, scratch), width)
-                kept["scales"].append(found.scales)
+                if found.steps is None:
+                    kept["scales"].append(found.scales)
+                else:
+                    kept["scales"].append(counts_of(found.scales, found.steps))
+                    kept["steps"].append(found.steps)
                 if found.zero_points is not None:
                     kept["zeros"].append(found.zero_points)
                 yield found.packed
@@ -167,10 +175,15 @@ def quantized_tensors(
     if width.algorithm == NF4:
         shape, scales = (math.prod(shape),), (math.prod(scales),)
         names = (f"{name}_Bnb4", f"{name}_absmax")
-    tensors = [
-        Streamed(names[0], ir.DataType.UINT8, shape, packed_blocks),
-        Streamed(names[1], ir.DataType.FLOAT, scales, kept_blocks("scales")),
-    ]
+    tensors = [Streamed(names[0], ir.DataType.UINT8, shape, packed_blocks)]
+    if width.scales_in_steps:
+        steps = (matrix.outputs, 1)
+        tensors += [
+            Streamed(f"{names[1]}{STEPS_SUFFIX}", ir.DataType.INT8, scales, kept_blocks("scales")),
+            Streamed(f"{names[1]}_steps", ir.DataType.FLOAT, steps, kept_blocks("steps")),
+        ]
+    else:
+        tensors.append(Streamed(names[1], ir.DataType.FLOAT, scales, kept_blocks("scales")))
     if not width.symmetric:
         zeros = (matrix.outputs, -(-groups * width.bits // 8))
         blocks = kept_blocks("zeros")

@@ -10,7 +10,7 @@ the builder leaves in float32, may be quantized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from edgetune.checkpoint.graph_weights import places_of
 from edgetune.checkpoint.mapped import mapped_model
 from edgetune.optimize.rounding import ROUNDERS, Rounder
 from edgetune.optimize.streamed import (
+    STEPS_SUFFIX,
     Matrix,
     Streamed,
     Transposed,
@@ -102,8 +103,8 @@ def streaming(
             source = Matrix((embedding.detach(),), self.mapped_files.release)
             rounder = rounders[str(own_embedding.algorithm)]
             places = ((_EMBEDDING, 0),)
-            for tensor in quantized_tensors(name, source, own_embedding, rounder, places):
-                _register(self, tensor)
+            tensors = quantized_tensors(name, source, own_embedding, rounder, places)
+            _inputs(self, tensors, own_embedding)
             # The builder looks an embedding up in a quantized weight where it is a tied one's.
             self.looked_up, self.tied_quantized_embeddings = (name, own_embedding), True
         self.quant_attrs["matmul_block_size"] = self.looked_up[1].group_size
@@ -146,9 +147,10 @@ def quantize_products(self: Any, widths: Widths, rounders: Mapping[str, Rounder]
         self.model.graph.initializers.pop(name)
         rounder = rounders[str(width.algorithm)]
         tensors = quantized_tensors(name, matrix, width, rounder, places)
-        node.resize_inputs(1 + len(tensors))
-        for place, tensor in enumerate(tensors, 1):
-            node.replace_input_with(place, _register(self, tensor))
+        inputs = _inputs(self, tensors, width)
+        node.resize_inputs(1 + len(inputs))
+        for place, value in enumerate(inputs, 1):
+            node.replace_input_with(place, value)
         node.domain = "com.microsoft"
         node.op_type, attributes = _operator_of(width, accuracy_level)
         node.name = f"{node.name}_{'Bnb4' if width.algorithm == NF4 else f'Q{width.bits}'}"
@@ -168,6 +170,27 @@ def _operator_of(width: Width, accuracy_level: int | None) -> tuple[str, dict[st
     if accuracy_level:
         attributes["accuracy_level"] = accuracy_level
     return "MatMulNBits", attributes
+
+
+def _inputs(builder: Any, tensors: Sequence[Streamed], width: Width) -> list[Any]:
+    """The inputs that a quantized matrix is to its product or lookup. Scales in steps are multiplied
+    out by nodes before all others, since an embedding is looked up with them too."""
+    values = [_register(builder, tensor) for tensor in tensors]
+    if not width.scales_in_steps:
+        return values
+    codes, counts, steps, *zeros = values
+    name = str(counts.name).removesuffix(STEPS_SUFFIX)
+    scales = builder.make_value(name, ir.DataType.FLOAT, counts.shape)
+    to_float = ir.AttrInt64("to", ir.DataType.FLOAT)
+    cast = ir.Node("", "Cast", [counts], [to_float], name=f"{name}_Cast")
+    cast.outputs[0].name = f"{name}_counts"
+    product = ir.Node("", "Mul", [cast.outputs[0], steps], outputs=[scales], name=f"{name}_Mul")
+    graph = builder.model.graph
+    if len(graph):
+        graph.insert_before(graph[0], [cast, product])
+    else:
+        graph.extend([cast, product])
+    return [codes, scales, *zeros]
 
 
 def _register(builder: Any, tensor: Streamed) -> Any:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from edgetune.errors import UsageError
 
-_SCALE_BITS = 32
+_FLOAT_BITS = 32
 # 4-bit NormalFloat: the one algorithm whose codes are no evenly spaced numbers, and which has an
 # operator of its own.
 NF4 = "nf4"
@@ -24,21 +24,36 @@ _WORDS = re.compile(r"fp32|w(?P<bits>4|8)(-g(?P<group>16|32|64|128|256))?")
 _RULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
+class Stored(NamedTuple):
+    """Bytes of a matrix, those of its scales (which the first include), and their number."""
+
+    total: int
+    scales: int = 0
+    groups: int = 0
+
+
 @dataclass(frozen=True)
 class Width:
     """How one weight is stored: bits a value (32 and 16 without an algorithm: floats), values of a
-    row that share a scale, who rounds them (a file in optimize/rounding), and whether a group has
-    no zero point."""
+    row that share a scale, who rounds them (a file in optimize/rounding), whether a group has no
+    zero point, and how scales are stored: 32 bits, a float32 a group; 8, an int8 a group, counted
+    in a float32 of the row (optimize/rounding/scales.py)."""
 
     bits: int
     group_size: int | None = None
     algorithm: str | None = None
     symmetric: bool = True
+    scale_bits: int = 32
 
     @property
     def quantized(self) -> bool:
         """Whether anything is rounded at all."""
         return self.algorithm is not None
+
+    @property
+    def scales_in_steps(self) -> bool:
+        """Whether scales are whole numbers of their row's step, in 8 bits."""
+        return self.quantized and self.scale_bits != _FLOAT_BITS
 
     @property
     def name(self) -> str:
@@ -47,15 +62,17 @@ class Width:
             return f"fp{self.bits}"
         return f"{self.algorithm if self.algorithm == NF4 else f'w{self.bits}'}-g{self.group_size}"
 
-    def stored_bytes(self, outputs: int, inputs: int) -> tuple[int, int]:
-        """(bytes of a matrix, those of its scales, which the first include): groups are filled up,
-        a zero point has as many bits as a value."""
+    def stored(self, outputs: int, inputs: int) -> Stored:
+        """What a matrix takes: groups are filled up, a zero point has as many bits as a value."""
         if self.group_size is None:
-            return outputs * inputs * self.bits // 8, 0
+            return Stored(outputs * inputs * self.bits // 8)
         groups = -(-inputs // self.group_size)
-        scales = outputs * groups * _SCALE_BITS // 8
+        scales = outputs * groups * self.scale_bits // 8
+        if self.scales_in_steps:
+            scales += outputs * _FLOAT_BITS // 8
         zeros = 0 if self.symmetric else outputs * -(-groups * self.bits // 8)
-        return outputs * groups * self.group_size * self.bits // 8 + scales + zeros, scales
+        values = outputs * groups * self.group_size * self.bits // 8
+        return Stored(values + scales + zeros, scales, outputs * groups)
 
 
 FLOAT = Width(32)
@@ -110,8 +127,9 @@ def parse_width(words: str, default: Width) -> Width:
     if found["bits"] is None:
         return FLOAT
     group = int(found["group"]) if found["group"] else default.group_size or 32
-    algorithm = "rtn" if default.algorithm in (None, NF4) else default.algorithm
-    return Width(int(found["bits"]), group, algorithm, default.symmetric)
+    if default.algorithm is None or default.algorithm == NF4:
+        return Width(int(found["bits"]), group, "rtn", scale_bits=8)
+    return replace(default, bits=int(found["bits"]), group_size=group)
 
 
 def check_rule(words: str) -> str:

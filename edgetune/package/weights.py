@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgetune.checkpoint.graph_scales import scales_in_steps
+
 # Operators with a quantized constant matrix: which inputs belong to it, and its size in attributes.
 _QUANTIZED = ("MatMulNBits", "MatMulBnb4")
 _SHARED = "GatherBlockQuantized"
@@ -48,13 +50,15 @@ def describe_weights(folder: Path) -> dict[str, Any]:
 def _quantized(nodes: Any, known: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """(row without bytes, its initializers) of each quantized matrix, once."""
     seen: set[str] = set()
+    in_steps = scales_in_steps(nodes, known)
     # The product says more than the lookup that shares its matrix.
     for node in sorted(nodes, key=lambda n: n.op_type == _SHARED):
         if node.op_type not in (*_QUANTIZED, _SHARED):
             continue
         number = {a.name: int(a.i) for a in node.attribute}
         first = 0 if node.op_type == _SHARED else 1
-        names = [n for n in node.input if n in known and n not in seen]
+        inputs = (name for given in node.input for name in in_steps.get(given, (given,)))
+        names = [name for name in inputs if name in known and name not in seen]
         codes = node.input[first]
         if codes not in names:
             continue

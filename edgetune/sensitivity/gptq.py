@@ -4,12 +4,12 @@ not measured on."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from edgetune.errors import StepFailedError
-from edgetune.optimize.gptq.solve import error_factors, solve
+from edgetune.optimize.gptq.solve import Factors, error_factors, solve
 from edgetune.optimize.threads import one_thread
 from edgetune.optimize.widths import Width
 from edgetune.sensitivity.layers import hessians_of_inputs, states_after
@@ -22,10 +22,18 @@ States = Sequence[torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Given:
-    """What a module is given: Σ x·xᵀ, and what `solve` takes of it; float32 [inputs, inputs]."""
+    """What a module is given: Σ x·xᵀ, float32 [inputs, inputs], and what `solve` takes of it by
+    group size, made when it is first asked for."""
 
     hessian: torch.Tensor
-    factors: torch.Tensor
+    factors: dict[int, Factors] = field(default_factory=dict)
+
+    def of(self, width: Width) -> Factors:
+        """What `solve` takes for a quantized width."""
+        size = width.group_size or 0
+        if size not in self.factors:
+            self.factors[size] = error_factors(self.hessian, size)
+        return self.factors[size]
 
 
 def given_to(
@@ -34,16 +42,15 @@ def given_to(
     """What modules of layer `number` are given of the text that GPTQ may see; `states`: what goes
     into the layer."""
     modules = {name: found.model.get_submodule(name) for name in names}
-    with one_thread():
-        with hessians_of_inputs(modules) as hessians:
-            states_after(found.model, found.seen, number, states)
-        # Modules that are given the same share one.
-        factors = {id(hessian): error_factors(hessian) for hessian in hessians.values()}
+    with one_thread(), hessians_of_inputs(modules) as hessians:
+        states_after(found.model, found.seen, number, states)
     for name in names:
         if name not in hessians:
             msg = f"{name}: the calibration text does not reach it, and GPTQ needs inputs"
             raise StepFailedError(msg, "choose a scheme that rounds to nearest, such as w4a16-rtn")
-    return {name: Given(hessian, factors[id(hessian)]) for name, hessian in hessians.items()}
+    # Modules that are given the same share one.
+    shared = {id(hessian): Given(hessian) for hessian in hessians.values()}
+    return {name: shared[id(hessian)] for name, hessian in hessians.items()}
 
 
 def solved_weight(weight: torch.Tensor, given: Given, width: Width) -> torch.Tensor:
@@ -51,7 +58,7 @@ def solved_weight(weight: torch.Tensor, given: Given, width: Width) -> torch.Ten
     if not width.quantized:
         return weight
     with one_thread():
-        return solve(weight, given.factors, width).values(width)
+        return solve(weight, given.of(width), width).values(width)
 
 
 def share_of_noise(module: str, weight: torch.Tensor, given: Given, width: Width) -> float:

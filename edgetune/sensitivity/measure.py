@@ -59,7 +59,8 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
     parameters}; `how`: measured or predicted.
 
     arguments: checkpoint (the merged folder), calibration (JSON lines or null), task, default (the
-    scheme's own width: {bits, group_size, algorithm, symmetric}), accuracy_level (of the scheme's
+    scheme's own width: {bits, group_size, algorithm, symmetric,
+    scale_bits}), accuracy_level (of the scheme's
     products), seed, threads, layered (the model does not fit the memory; changes no result). Facts:
     modules, items, positions, source, measured_at. Raises UsageError for calibration data that is
     too short.
@@ -203,7 +204,7 @@ def _rows(
     return [
         {
             "width": words,
-            "bytes": width.stored_bytes(*shape)[0],
+            "bytes": width.stored(*shape).total,
             "kl": digits(cost(words)),
             "how": "measured" if words in measured or not width.quantized else "predicted",
         }

@@ -29,10 +29,17 @@ from edgetune.optimize.gptq.layers import (
     stages_of,
     start_texts,
 )
-from edgetune.optimize.gptq.solve import error_factors, solve
+from edgetune.optimize.gptq.solve import Factors, Solved, error_factors, solve
 from edgetune.optimize.rounding import ROUNDERS
 from edgetune.optimize.rounding.block import Block, Rounded
-from edgetune.optimize.rounding.gptq import HEAD, PACKED, SCALES, ZERO_POINTS, file_of
+from edgetune.optimize.rounding.gptq import (
+    HEAD,
+    PACKED,
+    SCALES,
+    STEPS,
+    ZERO_POINTS,
+    file_of,
+)
 from edgetune.optimize.rounding.pack import pack, unpack
 from edgetune.optimize.threads import one_thread
 from edgetune.optimize.widths import Width, Widths
@@ -78,20 +85,28 @@ def _quantize_layer(
             raise StepFailedError(msg, "choose a scheme that rounds to nearest, such as w4a16-rtn")
     for stage in stages:
         of = {module: widths.of(f"{name}.{module}") for module in stage}
-        if any(width.algorithm == ALGORITHM for width in of.values()):
-            factors = error_factors(_hessian(layer, texts, number, stage[0]))
+        sizes = {width.group_size for width in of.values() if width.algorithm == ALGORITHM}
+        factors: dict[int | None, Factors] = {}
+        if sizes:
+            hessian = _hessian(layer, texts, number, stage[0])
+            factors = {size: error_factors(hessian, size) for size in sizes if size}
         for module, width in of.items():
             if not width.quantized:
                 continue
             weight = layer.get_submodule(module).weight
             if width.algorithm == ALGORITHM:
-                solved = solve(weight.data, factors, width)
+                solved = solve(weight.data, factors[width.group_size], width)
                 weight.data = solved.values(width)
-                points = None if solved.zero_points is None else solved.zero_points.numpy()
-                rounded = pack(solved.codes.numpy(), solved.scales.numpy(), points, width)
-                _write(rounded, width, file_of(codes, f"{name}.{module}"))
+                _write(_packed(solved, width), width, file_of(codes, f"{name}.{module}"))
             else:
                 weight.data = _rounded(Block(f"{name}.{module}", 0, weight.data), width)
+
+
+def _packed(solved: Solved, width: Width) -> Rounded:
+    points, steps = (
+        None if part is None else part.numpy() for part in (solved.zero_points, solved.steps)
+    )
+    return pack(solved.codes.numpy(), solved.scales.numpy(), points, width, steps)
 
 
 def _hessian(layer: Any, texts: Texts, number: int, module: str) -> torch.Tensor:
@@ -130,6 +145,7 @@ def _write(rounded: Rounded, width: Width, file: Path) -> None:
         PACKED: rounded.packed,
         SCALES: rounded.scales,
         ZERO_POINTS: rounded.zero_points,
+        STEPS: rounded.steps,
     }
     made = {
         key: torch.from_numpy(value).contiguous()

@@ -28,8 +28,11 @@ class Rounded:
     """A block as MatMulNBits stores it: `packed` uint8 [outputs, groups, bytes a group] (4 bits:
     the earlier value in the lower half), `scales` float32 [outputs, groups], `zero_points` uint8
     [outputs, bytes] (4 bits: two groups a byte, the earlier in the lower half), or null: symmetric.
+    `steps`: float32 [outputs, 1], of which the scales are whole numbers (`rounding.scales`), or
+    null: any float32.
     """
 
     packed: np.ndarray[Any, Any]
     scales: np.ndarray[Any, Any]
     zero_points: np.ndarray[Any, Any] | None = None
+    steps: np.ndarray[Any, Any] | None = None

@@ -14,11 +14,11 @@ from edgetune.optimize.rounding.block import Block, Rounded
 from edgetune.optimize.widths import Width
 
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
-PACKED, SCALES, ZERO_POINTS = "packed", "scales", "zero_points"
+PACKED, SCALES, ZERO_POINTS, STEPS = "packed", "scales", "zero_points", "steps"
 
 
 def file_of(codes: Path, module: str) -> Path:
-    """Where a module's codes lie: a safetensors file with the three tensors of a `Rounded`."""
+    """Where a module's codes lie: a safetensors file with the tensors of a `Rounded`."""
     return codes / f"{module}.safetensors"
 
 
@@ -40,7 +40,7 @@ def round_block(block: Block, width: Width, codes: Path) -> Rounded:
             raise _fault(block, "wrote too few rows of it")
         names = tensors.keys()
         found = {name: tensors.get_slice(name)[block.start : stop] for name in names}
-    return Rounded(found[PACKED], found[SCALES], found.get(ZERO_POINTS))
+    return Rounded(found[PACKED], found[SCALES], found.get(ZERO_POINTS), found.get(STEPS))
 
 
 def _fault(block: Block, what: str) -> StepFailedError:

@@ -13,9 +13,16 @@ from edgetune.optimize.widths import Width
 _Array = np.ndarray[Any, Any]
 
 
-def pack(codes: _Array, scales: _Array, zero_points: _Array | None, width: Width) -> Rounded:
-    """Codes uint8 [outputs, inputs], scales [outputs, groups] and zero points uint8 [outputs,
-    groups] as a `Rounded`; a last short group is filled up with codes that stand for zero."""
+def pack(
+    codes: _Array,
+    scales: _Array,
+    zero_points: _Array | None,
+    width: Width,
+    steps: _Array | None = None,
+) -> Rounded:
+    """Codes uint8 [outputs, inputs], scales [outputs, groups], zero points uint8 [outputs, groups]
+    and the scales' steps [outputs, 1] as a `Rounded`; a last short group is filled up with codes
+    that stand for zero."""
     assert width.group_size is not None
     outputs, inputs = codes.shape
     groups = scales.shape[1]
@@ -24,13 +31,20 @@ def pack(codes: _Array, scales: _Array, zero_points: _Array | None, width: Width
         zeros = np.full((outputs, groups), 2 ** (width.bits - 1), dtype=np.uint8)
     filled = np.repeat(zeros[:, -1:], groups * width.group_size - inputs, axis=1)
     whole = np.concatenate([codes, filled], axis=1).reshape(outputs, groups, width.group_size)
-    return pack_groups(whole, scales, zero_points, width.bits)
+    return pack_groups(whole, scales, zero_points, width.bits, steps)
 
 
-def pack_groups(codes: _Array, scales: _Array, zero_points: _Array | None, bits: int) -> Rounded:
+def pack_groups(
+    codes: _Array,
+    scales: _Array,
+    zero_points: _Array | None,
+    bits: int,
+    steps: _Array | None = None,
+) -> Rounded:
     """Codes uint8 of whole groups [outputs, groups, group size]; the rest as `pack` takes it."""
     points = None if zero_points is None else _halved(zero_points, bits)
-    return Rounded(_halved(codes, bits), np.ascontiguousarray(scales, dtype=np.float32), points)
+    scales = np.ascontiguousarray(scales, dtype=np.float32)
+    return Rounded(_halved(codes, bits), scales, points, steps)
 
 
 def _halved(codes: _Array, bits: int) -> _Array:
