@@ -1,4 +1,4 @@
-"""Scales of a graph that are stored in 8 bits: how many of their row's steps each is, multiplied out
+"""Scales of a graph that are stored in 8 bits: how many of its row's steps each is, multiplied out
 by a Cast and a Mul (`optimize.rounding.scales` makes them)."""
 
 from __future__ import annotations

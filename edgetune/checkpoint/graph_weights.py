@@ -4,8 +4,9 @@ onnxruntime-genai's builder joins attention's three projections into one product
 joint gate and up projection into two; here each module gets its rows again. The graph's structure
 is read whole, its data a block of rows at a time. A MatMulNBits stores codes of 4 or 8 bits, one
 scale s and perhaps one zero point z for each group of a row: a weight is (code − z) · s, where z is
-2^(bits−1) if none is stored, so |s| is the step. Scales may be stored in 8 bits (`graph_scales`). A GatherBlockQuantized stores an embedding of its
-own likewise. A MatMulBnb4 stores NF4 codes: a weight is the code's value times s.
+2^(bits−1) if none is stored, so |s| is the step. Scales may be stored in 8 bits (`graph_scales`). A
+GatherBlockQuantized stores an embedding of its own likewise. A MatMulBnb4 stores NF4 codes: a
+weight is the code's value times s.
 """
 
 from __future__ import annotations

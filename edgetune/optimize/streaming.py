@@ -173,8 +173,8 @@ def _operator_of(width: Width, accuracy_level: int | None) -> tuple[str, dict[st
 
 
 def _inputs(builder: Any, tensors: Sequence[Streamed], width: Width) -> list[Any]:
-    """The inputs that a quantized matrix is to its product or lookup. Scales in steps are multiplied
-    out by nodes before all others, since an embedding is looked up with them too."""
+    """The inputs that a quantized matrix is to its product or lookup. Scales in steps are
+    multiplied out by nodes before all others, since an embedding is looked up with them too."""
     values = [_register(builder, tensor) for tensor in tensors]
     if not width.scales_in_steps:
         return values

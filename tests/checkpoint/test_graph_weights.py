@@ -25,6 +25,7 @@ from edgetune.checkpoint.nf4 import NF4_CODES
 from edgetune.errors import StepFailedError
 from edgetune.optimize.rounding import ROUNDERS
 from edgetune.optimize.rounding.block import Block
+from edgetune.optimize.rounding.scales import counts_of
 from edgetune.optimize.widths import NF4, Width
 from tests.tiny_package import VARIANT, tiny_package
 
@@ -41,7 +42,7 @@ def matrix(outputs: int = 4, inputs: int = 32) -> GraphMatrix:
 def product(folder: Path, weight: torch.Tensor, width: Width) -> None:
     """A graph of one MatMulNBits, or MatMulBnb4, its data beside it."""
     name = "model.layers.0.mlp.down_proj.MatMul.weight"
-    tensors = tensors_of(name, weight, width)
+    tensors, before = tensors_of(name, weight, width)
     attributes = {"bits": width.bits}
     if width.algorithm == NF4:
         attributes = {"quant_type": 1}
@@ -49,21 +50,37 @@ def product(folder: Path, weight: torch.Tensor, width: Width) -> None:
             tensor.dims[:] = [int(np.prod(tensor.dims))]
     node = helper.make_node(
         "MatMulBnb4" if width.algorithm == NF4 else "MatMulNBits",
-        ["x", *(tensor.name for tensor in tensors)], ["y"], domain="com.microsoft",
+        ["x", *inputs_of(tensors)], ["y"], domain="com.microsoft",
         K=weight.shape[1], N=weight.shape[0], block_size=width.group_size, **attributes,
     )  # fmt: skip
-    save(folder, node, ("x", TensorProto.FLOAT, [None, weight.shape[1]]), tensors, weight.shape[0])
+    given = ("x", TensorProto.FLOAT, [None, weight.shape[1]])
+    save(folder, node, given, tensors, weight.shape[0], *before)
 
 
-def tensors_of(name: str, weight: torch.Tensor, width: Width) -> list[TensorProto]:
+def tensors_of(
+    name: str, weight: torch.Tensor, width: Width
+) -> tuple[list[TensorProto], list[Any]]:
+    """A matrix's constants, and the nodes that multiply its scales out."""
     found = ROUNDERS[str(width.algorithm)](Block("w", 0, weight), width)
-    tensors = [
-        numpy_helper.from_array(found.packed, f"{name}_Q{width.bits}"),
-        numpy_helper.from_array(found.scales, f"{name}_scales"),
-    ]
+    scales = {f"{name}_scales": found.scales}
+    nodes = []
+    if found.steps is not None:
+        counts, steps = f"{name}_scales_Q8", f"{name}_scales_steps"
+        scales = {counts: counts_of(found.scales, found.steps), steps: found.steps}
+        nodes = [
+            helper.make_node("Cast", [counts], ["counts"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["counts", steps], [f"{name}_scales"]),
+        ]
+    arrays = {f"{name}_Q{width.bits}": found.packed, **scales}
     if found.zero_points is not None:
-        tensors.append(numpy_helper.from_array(found.zero_points, f"{name}_zero_points"))
-    return tensors
+        arrays[f"{name}_zero_points"] = found.zero_points
+    return [numpy_helper.from_array(value, key) for key, value in arrays.items()], nodes
+
+
+def inputs_of(tensors: list[TensorProto]) -> list[str]:
+    """Of a product or lookup, beside what it is given."""
+    names = [tensor.name for tensor in tensors if not tensor.name.endswith("_steps")]
+    return [name.removesuffix("_Q8") if name.endswith("_scales_Q8") else name for name in names]
 
 
 def save(
@@ -89,6 +106,7 @@ def save(
 
 
 # Of groups a row one is an odd number, one has a last short group.
+@pytest.mark.parametrize("scale_bits", [32, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("algorithm", ["rtn", "kquant", "hqq"])
 @pytest.mark.parametrize(
@@ -101,6 +119,7 @@ def test_they_are_what_onnxruntime_computes_with(
     group: int,
     inputs: int,
     symmetric: bool,
+    scale_bits: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import onnxruntime as ort
@@ -109,7 +128,7 @@ def test_they_are_what_onnxruntime_computes_with(
         return  # these have zero points
     monkeypatch.setattr(graph_weights, "_BLOCK_VALUES", 3 * inputs)
     weight = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0))
-    product(tmp_path, weight, Width(bits, group, algorithm, symmetric))
+    product(tmp_path, weight, Width(bits, group, algorithm, symmetric, scale_bits))
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (columns,) = session.run(None, {"x": np.eye(inputs, dtype=np.float32)})
     (name, found), *_ = read_matrices(tmp_path).items()
@@ -147,24 +166,27 @@ def test_nf4_is_what_onnxruntime_computes_with(
     assert float(steps.min()) >= 0.3 * 0.07
 
 
+@pytest.mark.parametrize("scale_bits", [32, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("bits", "group", "inputs"), [(8, 32, 40), (4, 64, 192), (8, 16, 48)])
 def test_an_embedding_of_its_own(
-    tmp_path: Path, bits: int, group: int, inputs: int, symmetric: bool
+    tmp_path: Path, bits: int, group: int, inputs: int, symmetric: bool, scale_bits: int
 ) -> None:
     import onnxruntime as ort
 
     weight = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0))
-    tensors = tensors_of("model.embed_tokens.weight", weight, Width(bits, group, "rtn", symmetric))
+    width = Width(bits, group, "rtn", symmetric, scale_bits)
+    tensors, before = tensors_of("model.embed_tokens.weight", weight, width)
     packed = tensors[0]
     shape = numpy_helper.from_array(np.array([8, -1], dtype=np.int64))
     flat = helper.make_node("Constant", [], ["flat"], value=shape)
     reshape = helper.make_node("Reshape", [packed.name, "flat"], ["rows"])
     node = helper.make_node(
-        "GatherBlockQuantized", ["rows", "x", *(tensor.name for tensor in tensors[1:])], ["y"],
+        "GatherBlockQuantized", ["rows", "x", *inputs_of(tensors)[1:]], ["y"],
         domain="com.microsoft", bits=bits, block_size=group, gather_axis=0, quantize_axis=1,
     )  # fmt: skip
-    save(tmp_path, node, ("x", TensorProto.INT64, [None]), tensors, None, flat, reshape)
+    given = ("x", TensorProto.INT64, [None])
+    save(tmp_path, node, given, tensors, None, flat, reshape, *before)
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (rows,) = session.run(None, {"x": np.arange(8)})
     shapes = {"model.embed_tokens": (8, inputs), "lm_head": (8, inputs)}

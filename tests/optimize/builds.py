@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ PROVIDER = "CPUExecutionProvider"
 def build_all(
     arguments: Mapping[str, Any], out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build `arguments["jobs"]`, [{checkpoint, scheme, kv_cache, protect, changed, base,
-    calibration}], each into `out/<its number>`.
+    """Build `arguments["jobs"]`, [{checkpoint, scheme, scale_bits, kv_cache, protect, changed,
+    base, calibration}], each into `out/<its number>`.
 
     Returns {number: facts}, or {"error", "exit_code"} of a job that was refused. A job's `spoil`
     names a function here that is called before it, its `without` a correction that is left out;
@@ -32,6 +33,7 @@ def build_all(
     found: dict[str, Any] = {}
     for number, job in enumerate(arguments["jobs"]):
         scheme, group = parse_scheme(job["scheme"])
+        scheme = replace(scheme, scale_bits=job.get("scale_bits", scheme.scale_bits))
         layers = int(read_json(Path(job["checkpoint"]) / "config.json")["num_hidden_layers"])
         widths = make_widths(
             scheme, group, job.get("protect"), layers=layers, changed=job.get("changed", ())

@@ -24,7 +24,9 @@ def test_only_a_rule_quantizes_it() -> None:
     scheme = AUTO
     plain, ruled = make_widths(scheme), make_widths(scheme, None, RULE)
     assert plain.of_embedding() == FLOAT
-    assert ruled.of_embedding() == Width(8, 32, "gptq")  # a row is rounded to nearest all the same
+    assert ruled.of_embedding() == Width(
+        8, 32, "gptq", scale_bits=8
+    )  # a row is rounded to nearest all the same
     assert make_expectations(scheme, plain, tied=False)["embedding"] == "float32"
     assert make_expectations(scheme, ruled, tied=False)["embedding"] == "int8"
     assert make_expectations(scheme, ruled, tied=True)["embedding"] == "int4, shared with the head"
@@ -46,7 +48,7 @@ def test_it_gives_what_its_rounded_rows_give(tiny_phi3: Path, tmp_path: Path) ->
     checkpoint = read_checkpoint(tiny_phi3)
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
     widths = [make_widths(SCHEMES["w8a16-rtn"], None, rule) for rule in (RULE, FLOAT_RULE)]
-    small, large = (predict_graph_bytes(checkpoint.config, shapes, False, w)[0] for w in widths)
+    small, large = (predict_graph_bytes(checkpoint.config, shapes, False, w).total for w in widths)
     saved = facts["1"]["graph_bytes"] - facts["0"]["graph_bytes"]
     assert saved == pytest.approx(large - small, abs=2000)
 

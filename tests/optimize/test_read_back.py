@@ -35,6 +35,7 @@ def write_graph(
     quantized_head: bool = True,
     location: str = "model.onnx.data",
     short_data: bool = False,
+    scale_bits: int = 8,
 ) -> Path:
     """A graph with the parts of a decoder that the read-back looks at: embedding, one product,
     the choice of the last position, head."""
@@ -47,12 +48,21 @@ def write_graph(
         tensor = TensorProto(
             name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL
         )
-        size = int(np.prod(shape)) * (1 if kind == TensorProto.UINT8 else 4)
+        size = int(np.prod(shape)) * (1 if kind in (TensorProto.UINT8, TensorProto.INT8) else 4)
         begin = sum(int(t.external_data[2].value) for t in data)
         for key, value in (("location", location), ("offset", begin), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
         data.append(tensor)
         return name
+
+    def scales_of(weight: str, rows: int, groups: int) -> tuple[str, list[Any]]:
+        name = f"{weight}_scales"
+        if scale_bits != 8:
+            return constant(name, TensorProto.FLOAT, [rows, groups]), []
+        counts = constant(f"{name}_Q8", TensorProto.INT8, [rows, groups])
+        steps = constant(f"{name}_steps", TensorProto.FLOAT, [rows, 1])
+        cast = helper.make_node("Cast", [counts], [f"{name}_counts"], to=TensorProto.FLOAT)
+        return name, [cast, helper.make_node("Mul", [f"{name}_counts", steps], [name])]
 
     def look_up() -> list[Any]:
         if embedding_bits is None:
@@ -61,8 +71,9 @@ def write_graph(
         name = "model.embed_tokens.weight"
         groups = width // group_size
         packed = constant(f"{name}_Q", TensorProto.UINT8, [words, width * embedding_bits // 8])
-        scales = constant(f"{name}_scales", TensorProto.FLOAT, [words, groups])
+        scales, multiplied = scales_of(name, words, groups)
         return [
+            *multiplied,
             helper.make_node("Reshape", [packed, "flat"], ["rows"]),
             helper.make_node(
                 "GatherBlockQuantized", ["rows", "input_ids", scales], ["x"],
@@ -86,7 +97,9 @@ def write_graph(
         blocks = width // group_size or 1
         packed = [n, blocks, group_size * bits // 8]
         inputs = [x, constant(f"{weight}_Q{bits}", TensorProto.UINT8, packed)]
-        inputs.append(constant(f"{weight}_scales", TensorProto.FLOAT, [n, blocks]))
+        scales, multiplied = scales_of(weight, n, blocks)
+        inputs.append(scales)
+        nodes.extend(multiplied)
         if zero_points:
             inputs.append(constant(f"{weight}_zero_points", TensorProto.UINT8, [n, blocks]))
         level = {} if accuracy_level is None else {"accuracy_level": accuracy_level}
@@ -170,16 +183,17 @@ def test_a_float_graph_as_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bits": 4}, "the width of middle is w4-g32, wanted w8-g32"),
-        ({"group_size": 64}, "the width of middle is w8-g64, wanted w8-g32"),
+        ({"bits": 4}, "the width of middle is w4-g32 and scales in 8 bits, wanted w8-g32 and"),
+        ({"group_size": 64}, "the width of middle is w8-g64 and scales in 8 bits, wanted w8-g32"),
+        ({"scale_bits": 32}, "the width of middle is w8-g32, wanted w8-g32 and scales in 8 bits"),
         ({"accuracy_level": None}, "accuracy_level is 0, wanted 4"),
-        ({"zero_points": True}, "is w8-g32 with zero points, wanted w8-g32"),
+        ({"zero_points": True}, "is w8-g32 with zero points and scales in 8 bits, wanted w8-g32"),
         ({"last_token": False}, "last_token_head is False, wanted True"),
         ({"index": 0}, "last_token_head is False, wanted True"),
         ({"float_middle": True}, "the width of middle is fp32, wanted w8-g32"),
         ({"quantized_head": False}, "the width of head is fp32, wanted w8-g32"),
         ({"location": "../elsewhere"}, r"the data of embedding is ../elsewhere"),
-        ({"short_data": True}, "the end of head.MatMul.weight_scales is"),
+        ({"short_data": True}, "the end of head.MatMul.weight_scales_steps is"),
     ],
 )
 def test_an_option_without_effect_is_named(
@@ -191,7 +205,9 @@ def test_an_option_without_effect_is_named(
 
 
 def test_a_quantized_graph_is_no_float_one(tmp_path: Path) -> None:
-    with pytest.raises(StepFailedError, match="the width of middle is w8-g32, wanted fp32"):
+    with pytest.raises(
+        StepFailedError, match="the width of middle is w8-g32 and scales in 8 bits, wanted fp32"
+    ):
         read_back(write_graph(tmp_path, accuracy_level=None), WANTED_FLOAT, FLOATS, MODULES)
 
 
@@ -201,9 +217,15 @@ def test_an_embedding_of_its_own_has_its_width(tmp_path: Path) -> None:
     folder = write_graph(tmp_path, embedding_bits=4)
     assert read_back(folder, wanted, widths, MODULES)["embedding"] == "int4"
     eight = make_widths(SCHEMES["w8a16-rtn"])
-    with pytest.raises(StepFailedError, match="the width of the embedding is w4-g32, wanted w8"):
+    with pytest.raises(
+        StepFailedError,
+        match="the width of the embedding is w4-g32 and scales in 8 bits, wanted w8",
+    ):
         read_back(folder, wanted, eight, MODULES)
-    with pytest.raises(StepFailedError, match="the width of the embedding is w4-g32, wanted fp32"):
+    with pytest.raises(
+        StepFailedError,
+        match="the width of the embedding is w4-g32 and scales in 8 bits, wanted fp32",
+    ):
         read_back(folder, WANTED, EIGHT, MODULES)
     shared = make_expectations(SCHEMES["w8a16-rtn"], eight, tied=True)
     with pytest.raises(StepFailedError, match="is int4, wanted int8, shared with the head"):
@@ -234,5 +256,5 @@ def test_products_that_differ_are_listed(tmp_path: Path) -> None:
     head = next(node for node in model.graph.node if node.name == "head")
     next(a for a in head.attribute if a.name == "bits").i = 4
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(StepFailedError, match="the width of head is w4-g32, wanted w8-g32"):
+    with pytest.raises(StepFailedError, match="the width of head is w4-g32 and scales in 8 bits"):
         read_back(folder, WANTED, EIGHT, MODULES)

@@ -66,13 +66,15 @@ def test_rules_that_no_module_has_are_told() -> None:
 @pytest.mark.parametrize(
     ("width", "found"),
     [
-        (FLOAT, (4 * 3 * 40, 0)),
+        (FLOAT, (4 * 3 * 40, 0, 0)),
         # Two groups of 32 a row: the second is filled up.
-        (EIGHT, (3 * 64 + 3 * 2 * 4, 24)),
-        (FOUR, (3 * 32 + 3 * 2 * 4, 24)),
-        (Width(4, 32, "rtn", symmetric=False), (3 * 32 + 24 + 3, 24)),
-        (Width(8, 32, "rtn", symmetric=False), (3 * 64 + 24 + 6, 24)),
+        (EIGHT, (3 * 64 + 3 * 2 * 4, 24, 6)),
+        (FOUR, (3 * 32 + 3 * 2 * 4, 24, 6)),
+        (Width(4, 32, "rtn", symmetric=False), (3 * 32 + 24 + 3, 24, 6)),
+        (Width(8, 32, "rtn", symmetric=False), (3 * 64 + 24 + 6, 24, 6)),
+        # A byte a group, a float32 a row.
+        (Width(4, 32, "gptq", scale_bits=8), (3 * 32 + 6 + 3 * 4, 18, 6)),
     ],
 )
-def test_bytes(width: Width, found: tuple[int, int]) -> None:
-    assert width.stored_bytes(3, 40) == found
+def test_bytes(width: Width, found: tuple[int, int, int]) -> None:
+    assert width.stored(3, 40) == found

@@ -82,6 +82,25 @@ def test_every_byte_has_its_place(tmp_path: Path) -> None:
     assert total <= (tmp_path / "model.onnx.data").stat().st_size
 
 
+def test_scales_in_8_bits_are_the_modules(tmp_path: Path) -> None:
+    head = ("lm_head", 8, 96, 64)
+    scales = "lm_head.MatMul.weight_scales"
+    tensors = {
+        **{name: value for name, value in constants(*head).items() if name != scales},
+        f"{scales}_Q8": np.zeros((96, 2), np.int8),
+        f"{scales}_steps": np.zeros((96, 1), np.float32),
+    }
+    nodes = [
+        onnx.helper.make_node("Cast", [f"{scales}_Q8"], ["counts"], to=1),
+        onnx.helper.make_node("Mul", ["counts", f"{scales}_steps"], [scales]),
+        product(*head),
+    ]
+    found = describe_weights(write(tmp_path, nodes, tensors))
+    (row,) = found["modules"]
+    assert (row["name"], row["bytes"]) == ("lm_head", 96 * 64 + 96 * 2 + 96 * 4)
+    assert found["other_bytes"] == 0
+
+
 def test_a_matrix_that_serves_twice_counts_once(tmp_path: Path) -> None:
     head = ("lm_head", 8, 96, 64)
     lookup = onnx.helper.make_node(

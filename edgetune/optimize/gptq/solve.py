@@ -23,8 +23,8 @@ DAMPING = 0.01
 _LAZY_COLUMNS = 128
 # Of the range that holds all of a group; a shorter one cuts its ends and is finer in between.
 _RANGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-# Of a row's largest scale before anything is rounded, where scales are whole numbers of a step: what
-# columns make up for may widen a later group.
+# Of a row's largest scale before anything is rounded, where scales are whole numbers of a step:
+# what columns make up for may widen a later group.
 _ROOM = 1.25
 
 
@@ -157,7 +157,8 @@ def grid(
     for share in (sign * part for sign in signs for part in _RANGES):
         candidate = scale * share
         if steps is not None:
-            candidate = to_steps(candidate, steps[:, 0])
+            # A range that is cut by a hundredth loses a whole code at 8 bits.
+            candidate = to_steps(candidate, steps[:, 0], up=abs(share) == 1)
         codes = (group / candidate.where(candidate != 0, 1) + zero).round_()
         errors = (codes.clamp_(0, 2**width.bits - 1) - zero).mul_(candidate).sub_(group)
         cost = costs @ errors.square_()

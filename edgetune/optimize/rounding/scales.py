@@ -34,7 +34,7 @@ def to_steps(scales: torch.Tensor, steps: torch.Tensor, *, up: bool = False) -> 
 
 
 def counts_of(scales: np.ndarray[Any, Any], steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """How many steps of its row each scale is, int8 [outputs, groups]. Their product, in float32, is
-    the very scale."""
+    """How many steps of its row each scale is, int8 [outputs, groups]. The product of the two, in
+    float32, is the very scale."""
     found: np.ndarray[Any, Any] = np.rint(scales / steps).astype(np.int8)
     return found
