@@ -103,7 +103,8 @@ def _check(options: argparse.Namespace, app: Path) -> int:
     _check_place(out, package)
     # Needs numpy.
     from edgetune.report.make import finish_on_device
-    from edgetune.validate.validate import Job, measure_sections
+    from edgetune.validate.job import Job
+    from edgetune.validate.validate import measure_sections
 
     known = None if device == THIS_MACHINE and device not in manifest.devices else device
     job = Job(

@@ -14,7 +14,8 @@ from edgetune.host import Host, probe_host
 from edgetune.runtime.manifest import Manifest, choose_variant, read_manifest
 from edgetune.runtime.session import session_threads
 from edgetune.validate.here import told_here
-from edgetune.validate.validate import Job, measure_package
+from edgetune.validate.job import Job
+from edgetune.validate.validate import measure_package
 
 _CODES = {"pass": PASS, "fail": GATE_FAILED, "inconclusive": INCONCLUSIVE}
 

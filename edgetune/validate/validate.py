@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgetune import __version__
 from edgetune.checkpoint.header import read_header
 from edgetune.checksums import self_test_digest
-from edgetune.errors import InputRefusedError, MissingError, StepFailedError
-from edgetune.files import digest_of_json, dump_json, read_json, write_text
-from edgetune.host import available_memory_bytes, probe_host, versions_of
+from edgetune.errors import MissingError, StepFailedError
+from edgetune.files import digest_of_json, dump_json, write_text
+from edgetune.host import available_memory_bytes, probe_host
 from edgetune.report.make import finish_report
 from edgetune.runtime.describe import graph_bytes, package_bytes
-from edgetune.runtime.manifest import Manifest, Variant, choose_variant, read_manifest
+from edgetune.runtime.manifest import Manifest, choose_variant, read_manifest
 from edgetune.runtime.placement import placement
 from edgetune.runtime.session import OpenPackage, open_variant
 from edgetune.validate.answers import make_answers
@@ -28,6 +26,14 @@ from edgetune.validate.checks import make_checks
 from edgetune.validate.cost import cost_section
 from edgetune.validate.evaluate import evaluate, worst_examples
 from edgetune.validate.fidelity import TOP_K_BOUND, WHOLE_VOCABULARY, fidelity
+from edgetune.validate.gathered import (
+    environment,
+    evidence,
+    merge_facts,
+    read_limits,
+    shipped_inputs,
+)
+from edgetune.validate.job import Job, self_test_folder
 from edgetune.validate.latency import make_prompt, measure_latency, not_measured
 from edgetune.validate.long_context import long_context
 from edgetune.validate.metrics import measure_task
@@ -39,9 +45,6 @@ from edgetune.validate.self_test import SelfTest, load_self_test, open_logprobs
 from edgetune.validate.survival import run_modules
 from edgetune.validate.tokenizer_parity import tokenizer_parity
 
-if TYPE_CHECKING:
-    from edgetune.environments.emulator import Emulation
-
 Progress = Callable[[str], None]
 
 # In the step's folder, which does not ship: private data may be in it.
@@ -49,41 +52,6 @@ ANSWERS = "answers.json"
 # A weight takes its bytes in torch, and at most one in the package beside it. The rest: libraries.
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _OTHER_BYTES = 1_000_000_000
-_TOOLS = ("edgetune", "onnxruntime", "onnxruntime-genai", "numpy", "torch")
-_MERGE_KEYS = (
-    "parity_max_abs", "parity_limit", "parity_enforced", "parity_against", "largest_logit",
-    "tensors_used", "tensors_total", "onto", "untied", "rounding_max_abs",
-    "certificate", "modules",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is validated, for which device, and what else is at hand."""
-
-    identifier: str
-    device: str
-    # Whether this host is that device, or one of the class it stands for.
-    here: bool
-    threads: int
-    variant: Variant
-    # The reference step's folder and the merged checkpoint: whole-vocabulary KL, torch's latency.
-    reference: Path | None = None
-    checkpoint: Path | None = None
-    # The items are the reference's, the package carries none of them, and no report may.
-    private_data: bool = False
-    merge: Mapping[str, Any] | None = None
-    # What the optimize step found to be left of each module's fine-tune.
-    survival: Mapping[str, Any] | None = None
-    evidence: Mapping[str, bool] | None = None
-    steps: tuple[Mapping[str, Any], ...] = ()
-    # The processor to emulate as well, else why there is none; both null: nothing to emulate.
-    emulation: Emulation | None = None
-    not_emulated: str | None = None
-    # Whether an emulator that fails ends the validation, or is reported as "not measured".
-    must_emulate: bool = False
-    # Whether to take minutes for what seconds cannot tell.
-    thorough: bool = False
 
 
 def validate_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
@@ -144,7 +112,7 @@ def measure_sections(
     manifest: Manifest, job: Job, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(all of a report but its verdicts, answers item by item). Raises as `validate_step` does."""
-    limits = _read_limits(manifest.path / "self_test")
+    limits = read_limits(manifest.path / "self_test")
     folder = self_test_folder(manifest, job)
     self_test = load_self_test(folder)
     progress("opening the package")
@@ -174,9 +142,9 @@ def measure_sections(
             "graph_bytes": graph_bytes(job.variant),
         },
         "weights": (limits.get("weights") or {}).get(job.variant.name),
-        "merge": _merge_facts(job.merge or limits.get("merge")),
-        "evidence": _evidence(job, sections),
-        "environment": _environment(job),
+        "merge": merge_facts(job.merge or limits.get("merge")),
+        "evidence": evidence(job, sections),
+        "environment": environment(job),
         "steps": [dict(step) for step in job.steps],
         "self_test": describe_self_test(manifest, self_test),
         "sampling": describe_sampling(self_test),
@@ -184,18 +152,11 @@ def measure_sections(
         "inputs": {
             "recipe": digest_of_json(manifest.lock.get("recipe")),
             "self_test": self_test_digest(folder),
-            **_shipped_inputs(manifest, folder),
+            **shipped_inputs(manifest, folder),
         },
     }
     report["checks"] = make_checks(limits, report)
     return without_text(report) if job.private_data else report, answers
-
-
-def self_test_folder(manifest: Manifest, job: Job) -> Path:
-    """Where the items are: in the package, or where they are private with the reference."""
-    if job.private_data and job.reference is not None:
-        return job.reference / "self_test"
-    return manifest.path / "self_test"
 
 
 def _measure(
@@ -291,60 +252,6 @@ def _types_that_fit(checkpoint: Path, available_bytes: int) -> list[str]:
     weights = sum(math.prod(e.shape) for f in files for e in read_header(f).values())
     room = available_bytes - _OTHER_BYTES
     return [name for name, size in _DTYPE_BYTES.items() if weights * (size + 1) <= room]
-
-
-def _evidence(job: Job, sections: Mapping[str, Any]) -> dict[str, bool]:
-    return {
-        **(job.evidence or {}),
-        "opened": True,
-        "executed": True,
-        "on_device": job.here,
-        "emulated": bool(sections["emulated"] and sections["emulated"]["fidelity"]),
-        "whole_vocabulary": sections["fidelity"]["kl_kind"] == WHOLE_VOCABULARY,
-        "task_metric_measured": bool(sections["task_metrics"]),
-        "latency_measured": sections["latency"]["candidate"] is not None,
-        "reference_latency_measured": sections["latency"]["reference"] is not None,
-    }
-
-
-def _environment(job: Job) -> dict[str, Any]:
-    host = probe_host()
-    return {
-        "fingerprint": host.fingerprint,
-        "arch": host.arch,
-        "os": host.os,
-        "cpu": host.cpu_model,
-        "cores": host.cores,
-        "memory_bytes": host.memory_bytes,
-        "threads": job.threads,
-        # edgetune itself may run from a package, not installed.
-        "versions": {**versions_of(*_TOOLS), "edgetune": __version__},
-    }
-
-
-def _merge_facts(facts: Any) -> dict[str, Any] | None:
-    """What the build proved of the merge; the package carries it for a validation elsewhere."""
-    if not isinstance(facts, Mapping) or not facts:
-        return None
-    return {key: facts.get(key) for key in _MERGE_KEYS}
-
-
-def _read_limits(folder: Path) -> Mapping[str, Any]:
-    where = folder / "limits.json"
-    limits = read_json(where)
-    wanted = ("tolerances", "budgets")
-    if isinstance(limits, dict) and all(isinstance(limits.get(key), dict) for key in wanted):
-        return limits
-    msg = f"{where}: no tolerances and budgets in it"
-    raise InputRefusedError(msg, "build the package again")
-
-
-def _shipped_inputs(manifest: Manifest, measured: Path) -> dict[str, str]:
-    """The digest of the self-test that ships, where it is not the one that was measured on."""
-    own = manifest.path / "self_test"
-    if measured == own:
-        return {}
-    return {"shipped_self_test": self_test_digest(own)}
 
 
 def _path(text: str | None) -> Path | None:

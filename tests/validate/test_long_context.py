@@ -18,8 +18,9 @@ from edgetune.runtime.manifest import choose_variant, read_manifest
 from edgetune.runtime.session import OpenPackage
 from edgetune.validate import long_context as module
 from edgetune.validate.fidelity import Positions
+from edgetune.validate.job import Job
 from edgetune.validate.long_context import long_context, stretch_figures
-from edgetune.validate.validate import Job, make_report
+from edgetune.validate.validate import make_report
 from tests.tiny_package import copy_of, sign
 
 pytestmark = pytest.mark.line
