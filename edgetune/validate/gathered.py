@@ -62,7 +62,7 @@ def merge_facts(facts: Any) -> dict[str, Any] | None:
 
 
 def read_limits(folder: Path) -> Mapping[str, Any]:
-    """A self-test's `limits.json`. Raises InputRefusedError where it has no tolerances or budgets."""
+    """A self-test's `limits.json`. Raises InputRefusedError where it has no such thing."""
     where = folder / "limits.json"
     limits = read_json(where)
     wanted = ("tolerances", "budgets")
