@@ -57,7 +57,7 @@ def _round_embedding(tensors: dict[str, Any]) -> dict[str, Any]:
     from edgetune.sensitivity.rounded import rounded_weight
 
     weight = tensors[EMBEDDING].float()
-    return {**tensors, EMBEDDING: rounded_weight("m", weight, Width(8, 32, "rtn"))}
+    return {**tensors, EMBEDDING: rounded_weight("m", weight, Width(8, 32, "rtn", scale_bits=8))}
 
 
 def _logits(folder: Path) -> Any:
