@@ -15,7 +15,7 @@ from edgetune.optimize.widths import Stored, Widths
 _FLOAT_BYTES = 4
 # Of the graph without its weights: nodes and names of one layer (measured: 7.7 to 8.3 kB), and what
 # multiplies the scales of one matrix out.
-_NODES_BYTES, _SCALES_NODES_BYTES = 8_000, 300
+_NODES_BYTES, _SCALES_NODES_BYTES = 8_000, 500
 # onnxruntime-genai with nothing open, and what a byte of weights and a scale, however it is stored,
 # come to when a graph is opened: the file is read, and the products' weights are laid out anew for
 # the kernels (measured; see docs/performance.md).
