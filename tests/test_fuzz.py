@@ -324,8 +324,10 @@ def test_merge_of_what_was_planned(
         replaced(one, changed(one, adapter_changes)),
         replaced(other, changed(other, base_changes)),
     ):
-        read_or_refused(lambda: merge(tmp_path / "merged", base, [adapter]))
-    shutil.rmtree(tmp_path / "merged", ignore_errors=True)
+        try:
+            read_or_refused(lambda: merge(tmp_path / "merged", base, [adapter]))
+        finally:
+            shutil.rmtree(tmp_path / "merged", ignore_errors=True)
 
 
 # --- recipes and devices --------------------------------------------------------------------
