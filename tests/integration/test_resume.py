@@ -19,13 +19,23 @@ from edgetune.files import digests_of_folder
 from tests.integration.conftest import ROOT, build_of, edgetune
 
 pytestmark = pytest.mark.slow
-FLAGS = ["build", "demo", "-d", "generic-x86-64", "--until", "package", "--json"]
+RECIPE = Path(__file__).parent / "few" / "demo.yaml"
+FLAGS = ["build", str(RECIPE), "-d", "generic-x86-64", "--until", "package", "--json"]
 STRACE = shutil.which("strace")
 needs_strace = pytest.mark.skipif(STRACE is None, reason="fault injection needs strace")
 
 
 def package_digests(out: Path) -> dict[str, str]:
     return digests_of_folder(out / "demo", ["reports"])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of an undisturbed build; nobody may change it."""
+    out = tmp_path_factory.mktemp("few") / "out"
+    done = edgetune(*FLAGS, "-o", out)
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 @pytest.fixture(scope="module")
