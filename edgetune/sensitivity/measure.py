@@ -59,11 +59,10 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
     parameters}; `how`: measured or predicted.
 
     arguments: checkpoint (the merged folder), calibration (JSON lines or null), task, default (the
-    scheme's own width: {bits, group_size, algorithm, symmetric,
-    scale_bits}), accuracy_level (of the scheme's
-    products), seed, threads, layered (the model does not fit the memory; changes no result). Facts:
-    modules, items, positions, source, measured_at. Raises UsageError for calibration data that is
-    too short.
+    scheme's own width: {bits, group_size, algorithm, symmetric, scale_bits}), accuracy_level (of
+    the scheme's products), seed, threads, layered (the model does not fit the memory; changes no
+    result). Facts: modules, items, positions, source, measured_at. Raises UsageError for
+    calibration data that is too short.
     """
     checkpoint = Path(arguments["checkpoint"])
     merged = read_checkpoint(checkpoint)

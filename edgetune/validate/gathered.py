@@ -62,7 +62,8 @@ def merge_facts(facts: Any) -> dict[str, Any] | None:
 
 
 def read_limits(folder: Path) -> Mapping[str, Any]:
-    """A self-test's `limits.json`. Raises InputRefusedError where it has no such thing."""
+    """A self-test's `limits.json`. Raises InputRefusedError for one without tolerances or
+    budgets."""
     where = folder / "limits.json"
     limits = read_json(where)
     wanted = ("tolerances", "budgets")

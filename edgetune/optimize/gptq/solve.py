@@ -63,7 +63,8 @@ def error_factors(hessian: torch.Tensor, group_size: int) -> Factors:
     others would otherwise be lost in rounding.
     """
     order = column_order(hessian.diagonal(), group_size)
-    damped = hessian.double()[order][:, order]
+    # Ordered before it is widened: the copies between are half as large.
+    damped = hessian[order][:, order].double()
     mean = float(damped.diagonal().mean())
     # Inputs that are all zero: every rounding is as good as another, and the nearest is taken.
     damped.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
