@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _LOG_COLUMNS = 132  # without a terminal rich assumes 80 and would fold figures; a log has room
+_ANY_COLUMNS = 1000
 
 
 def _rich(stderr: bool) -> Console:
@@ -57,10 +58,16 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = False
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    figures: bool = False,
+    whole: bool = False,
 ) -> None:
     """A table on stdout, of text or (right-justified after the first column) of figures; cells
-    that read pass, fail or inconclusive are coloured on a terminal."""
+    that read pass, fail or inconclusive are coloured on a terminal. `whole`: no cell is folded; a
+    terminal that is too narrow wraps the row instead."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -68,11 +75,14 @@ def print_table(
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         justify: Literal["left", "right"] = "right" if figures and number else "left"
-        table.add_column(column, justify=justify, overflow="fold")
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
     styles = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
-    _rich(stderr=False).print(table)
+    console = _rich(stderr=False)
+    if whole:
+        console.width = max(console.width, _ANY_COLUMNS)
+    console.print(table)
 
 
 class StepProgress:

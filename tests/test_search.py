@@ -9,6 +9,8 @@ import pytest
 
 from edgetune import search
 from edgetune.build import Build
+from edgetune.cli.search import _COLUMNS
+from edgetune.console import print_table
 from edgetune.errors import PlanError, StepFailedError
 from edgetune.optimize.schemes import SCHEMES
 from edgetune.recipe import find_recipe, load_recipe
@@ -89,3 +91,10 @@ def test_a_row_that_cannot_be_built_says_why(
     assert (good["scheme"], good["label"], good["frontier"]) == ("w8a16-rtn", "measured", True)
     assert good["kl_mean"] == report["fidelity"]["kl_mean"]
     assert good["bytes"] == report["size"]["package_bytes"]
+
+
+def test_no_cell_of_the_table_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [f"w4a16-{'x' * 40}{n}" for n in range(10)]
+    print_table("", _COLUMNS, [cells], figures=True, whole=True)
+    line = next(line for line in capsys.readouterr().out.splitlines() if cells[0] in line)
+    assert line.split() == cells

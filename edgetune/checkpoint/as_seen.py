@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ def weights_as_seen(
     path: Path, trained_as: Mapping[str, Any] | None
 ) -> Callable[[str], tuple[int, Rows] | None]:
     """Finds (how many rows, what reads them in float32) of a module's weight; null where the base
-    has none. One 4-bit weight is held at a time."""
+    has none. One 4-bit weight is held at a time, in each thread that reads."""
     base = read_checkpoint(path)
     four_bit = four_bit_modules(base, trained_as)
-    held: dict[str, torch.Tensor] = {}
+    held = threading.local()
 
     def find(module: str) -> tuple[int, Rows] | None:
         name = _stored_name(base, f"{module}.weight")
@@ -33,10 +34,12 @@ def weights_as_seen(
             return shape[0], lambda start, stop: load_rows(path, entry, start, stop).float()
 
         def unpacked(start: int, stop: int) -> torch.Tensor:
-            if module not in held:
-                held.clear()
-                held[module] = four_bit_weight(base, module, trained_as)
-            return held[module][start:stop]
+            if getattr(held, "module", None) != module:
+                held.module = held.weight = None
+                held.weight = four_bit_weight(base, module, trained_as)
+                held.module = module
+            weight: torch.Tensor = held.weight
+            return weight[start:stop]
 
         return shape[0], unpacked
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _COLUMNS = (
-    "scheme", "MB", "KL, nats", "retention", "top-1", "exact match", "prefill, tok/s",
-    "decode, tok/s", "frontier", "verdict",
+    "scheme", "MB", "KL,\nnats", "retention", "top-1", "exact\nmatch", "prefill,\ntok/s",
+    "decode,\ntok/s", "frontier", "verdict",
 )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def search(**flags: Any) -> int:
     if flags["as_json"]:
         print_json({"recipe": recipe.name, "rows": rows})
     else:
-        print_table(recipe.name, _COLUMNS, [_cells(row) for row in rows], figures=True)
+        cells = [_cells(row) for row in rows]
+        print_table(recipe.name, _COLUMNS, cells, figures=True, whole=True)
         for row in rows:
             if row["verdict"] == "not built":
                 print_note(f"{row['scheme']}: {row['reason']}")

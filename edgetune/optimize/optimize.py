@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,14 @@ def optimize_step(
     wanted = decoder.make_expectations(scheme, widths, ties_embeddings(config), kv_cache)
     modules = {name.removesuffix(".weight") for name in read_checkpoint(checkpoint).tensors}
     found = read_back(out, wanted, widths, modules)
-    left = survival(out, checkpoint, arguments["base"], widths, progress)
-    progress("opening it with onnxruntime-genai")
     log = out.parent / "logs" / f"{out.name.removeprefix('.tmp-')}-open.log"
-    # In a process of its own: what opening takes is memory of the device, not of the export.
-    _, peak = run_child(f"{__name__}:try_model", {}, out, log=log, progress=progress)
+    with ThreadPoolExecutor(1) as pool:
+        # In a process of its own: what opening takes is memory of the device, not of the export.
+        given: dict[str, Any] = {"log": log, "progress": lambda _: None}
+        opened = pool.submit(run_child, f"{__name__}:try_model", {}, out, **given)
+        left = survival(out, checkpoint, arguments["base"], widths, progress)
+        progress("opening it with onnxruntime-genai")
+        _, peak = opened.result()
     graph = [out / "model.onnx", out / "model.onnx.data"]
     return {
         "graph_bytes": sum(p.stat().st_size for p in graph),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.checkpoint.graph_weights import Piece, blocks_of, pieces_of, read_matrices
 from edgetune.checkpoint.tensors import Rows, load_rows
 from edgetune.errors import StepFailedError
+from edgetune.host import usable_cores
 from edgetune.optimize.threads import one_thread
 from edgetune.optimize.widths import NF4, Width, Widths
 
@@ -39,6 +41,7 @@ _MOST_STEPS = 1.01
 _TO_NEAREST = ("rtn", NF4)
 _EMBEDDING = "model.embed_tokens"
 _BLOCK_VALUES = 1 << 19
+_MOST_THREADS = 4
 
 
 def survival(
@@ -64,22 +67,25 @@ def survival(
     merged = read_checkpoint(checkpoint)
     find = weights_as_seen(Path(base["path"]), base["trained_as"])
     shapes = linear_shapes(merged)
-    rows, not_found = [], []
-    with one_thread():
-        for number, module in enumerate(sorted(shapes), 1):
-            progress(f"what is left of the fine-tune: module {number} of {len(shapes)}")
-            pieces, own = pieces_of(module, shapes, matrices), find(module)
-            if own is None:
-                continue
-            width = widths.of(module)
-            if module == _EMBEDDING:
-                width = widths.of_embedding() if "lm_head" in shapes else widths.of("lm_head")
-            if not width.quantized:
-                continue
-            if not pieces:
-                not_found.append(module)
-            elif row := _of_module(merged, module, pieces, *own, width):
-                rows.append(row)
+
+    def look_at(module: str) -> tuple[bool, dict[str, Any] | None]:
+        """(whether the graph holds it, or need not; its row, null where nothing is to tell)."""
+        pieces, own = pieces_of(module, shapes, matrices), find(module)
+        width = widths.of(module)
+        if module == _EMBEDDING:
+            width = widths.of_embedding() if "lm_head" in shapes else widths.of("lm_head")
+        if own is None or not width.quantized:
+            return True, None
+        return bool(pieces), _of_module(merged, module, pieces, *own, width) if pieces else None
+
+    names, rows, not_found = sorted(shapes), [], []
+    # Each module on one thread, several side by side.
+    with one_thread(), ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS)) as pool:
+        found = zip(names, pool.map(look_at, names), strict=True)
+        for number, (module, (held, row)) in enumerate(found, 1):
+            progress(f"what is left of the fine-tune: module {number} of {len(names)}")
+            not_found += [] if held else [module]
+            rows += [row] if row else []
     rows.sort(key=lambda row: (math.inf if row["snr"] is None else row["snr"], row["name"]))
     return {"modules": rows, "not_found": not_found, "reason": None}
 
