@@ -32,7 +32,8 @@ class Given:
         """What `solve` takes for a quantized width."""
         size = width.group_size or 0
         if size not in self.factors:
-            self.factors[size] = error_factors(self.hessian, size)
+            with one_thread():
+                self.factors[size] = error_factors(self.hessian, size)
         return self.factors[size]
 
 
@@ -61,8 +62,11 @@ def solved_weight(weight: torch.Tensor, given: Given, width: Width) -> torch.Ten
         return solve(weight, given.of(width), width).values(width)
 
 
-def share_of_noise(module: str, weight: torch.Tensor, given: Given, width: Width) -> float:
-    """How much of the squared error of rounding to nearest GPTQ leaves in the outputs."""
+def share_of_noise(
+    module: str, weight: torch.Tensor, given: Given, width: Width, solved: torch.Tensor
+) -> float:
+    """How much of the squared error of rounding to nearest GPTQ, which made `solved`, leaves in the
+    outputs."""
 
     def energy(rounded: torch.Tensor) -> float:
         error = rounded - weight
@@ -70,4 +74,4 @@ def share_of_noise(module: str, weight: torch.Tensor, given: Given, width: Width
 
     with one_thread():
         nearest = energy(rounded_weight(module, weight, width))
-        return energy(solved_weight(weight, given, width)) / nearest if nearest > 0 else 1.0
+        return energy(solved) / nearest if nearest > 0 else 1.0

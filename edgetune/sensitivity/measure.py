@@ -12,7 +12,7 @@ does. What they cost together is measured of some allocations as a whole (`sensi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +35,7 @@ from edgetune.optimize.allocation_widths import (
     module_shapes,
     offered,
 )
+from edgetune.optimize.threads import side_by_side
 from edgetune.optimize.widths import Width, parse_width
 from edgetune.reference.measure import deterministic, threads_for, write_logits
 from edgetune.reference.render import ScoredItem
@@ -184,10 +185,12 @@ def _rows(
     known = [MEASURED, MEASURED_8]  # where 4 bits cost much, they say little of 8
     if both:
         known = [words for words, width in widths.items() if width.quantized]
-    measured = {
-        words: _alone(found, name, widths[words], given, both) for words in known if words in widths
-    }
-    share = 1.0 if given is None else share_of_noise(name, weight, given, widths[MEASURED])
+    known = [words for words in known if words in widths]
+    measured, share = {}, 1.0
+    for words, rounded in zip(known, _rounded(name, weight, known, widths, given), strict=True):
+        measured[words] = _alone(found, name, widths[words], rounded, both)
+        if given is not None and words == MEASURED:
+            share = share_of_noise(name, weight, given, widths[words], rounded)
 
     def noise(words: str) -> float:
         return noise_energy(name, weight, widths[words], found.sums[name], share)
@@ -211,16 +214,27 @@ def _rows(
     ]
 
 
-def _alone(found: Measurement, name: str, width: Width, given: Given | None, both: bool) -> float:
+def _rounded(
+    name: str,
+    weight: torch.Tensor,
+    known: Sequence[str],
+    widths: Mapping[str, Width],
+    given: Given | None,
+) -> Iterable[torch.Tensor]:
+    """The module's weight as each of these widths rounds it, float32 [outputs, inputs]."""
+    if given is None:
+        return (rounded_weight(name, weight, widths[words]) for words in known)
+    for words in known:
+        given.of(widths[words])  # once, not in each of the threads
+    return list(side_by_side(lambda words: solved_weight(weight, given, widths[words]), known))
+
+
+def _alone(found: Measurement, name: str, width: Width, rounded: torch.Tensor, both: bool) -> float:
     """KL of the model with this module alone quantized."""
     module = found.model.get_submodule(name)
-    weight, layer = module.weight.data, layer_of(name)
+    layer = layer_of(name)
     looked_up = both or name == EMBEDDING_MODULE
     first = layer if layer >= 0 else (0 if looked_up else len(found.states))
-    if given is None:
-        rounded = rounded_weight(name, weight, width)
-    else:
-        rounded = solved_weight(weight, given, width)
     with found.rounding({name: width}):
         (kl,) = with_weight(module, rounded, lambda: [found.kl_from(first, found.before(first))])
     return kl

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-Inputs = Callable[[torch.Tensor], None]
+from edgetune.errors import StepFailedError
+from edgetune.optimize.threads import side_by_side
+
+Inputs = Callable[[torch.Tensor], torch.Tensor]
 # Of texts that are run at once: their activations are in memory.
 _BATCH_TOKENS = 1024
 
@@ -32,7 +35,11 @@ class Texts:
 
 
 class _ReachedError(Exception):
-    """The layer has gone as far as was asked for."""
+    """The layer has gone as far as was asked for, and this came of it."""
+
+    def __init__(self, made: torch.Tensor) -> None:
+        super().__init__()
+        self.made = made
 
 
 def start_texts(
@@ -101,9 +108,13 @@ def in_memory(layer: Any) -> Iterator[None]:
 
 def run_layer(layer: Any, texts: Texts, number: int) -> None:
     """Bring the texts behind a layer: its outputs become what the next one is given."""
-    with torch.inference_mode():
-        for batch, hidden in enumerate(texts.hidden):
-            texts.hidden[batch] = layer(hidden, **texts.keywords[number][batch])
+
+    def run(batch: int) -> torch.Tensor:
+        behind: torch.Tensor = layer(texts.hidden[batch], **texts.keywords[number][batch])
+        return behind
+
+    for batch, behind in enumerate(side_by_side(run, range(len(texts.hidden)))):
+        texts.hidden[batch] = behind
 
 
 def stages_of(layer: Any, texts: Texts, number: int) -> list[list[str]]:
@@ -131,22 +142,26 @@ def stages_of(layer: Any, texts: Texts, number: int) -> list[list[str]]:
     return stages
 
 
-def feed(layer: Any, texts: Texts, number: int, module: str, take: Inputs) -> None:
-    """Call `take` with what a linear module of the layer is given, [tokens, inputs], of each batch.
-    The layer is run no further than to that module."""
+def feed(
+    layer: Any, texts: Texts, number: int, module: str, make: Inputs, most: int
+) -> Iterator[torch.Tensor]:
+    """Of each batch in order: what `make` gives of what a linear module of the layer is given,
+    [tokens, inputs]. The layer is run no further than to that module; `most` results are held."""
 
     def hook(_: Any, given: tuple[torch.Tensor, ...]) -> None:
-        take(given[0].flatten(0, -2))
-        raise _ReachedError
+        raise _ReachedError(make(given[0].flatten(0, -2)))
+
+    def run(batch: int) -> torch.Tensor:
+        try:
+            layer(texts.hidden[batch], **texts.keywords[number][batch])
+        except _ReachedError as reached:
+            return reached.made
+        msg = f"layer {number} ended before {module}"
+        raise StepFailedError(msg, "this is an error in edgetune; please report it")
 
     registered = layer.get_submodule(module).register_forward_pre_hook(hook)
     try:
-        with torch.inference_mode():
-            for batch, hidden in enumerate(texts.hidden):
-                try:
-                    layer(hidden, **texts.keywords[number][batch])
-                except _ReachedError:
-                    continue
+        yield from side_by_side(run, range(len(texts.hidden)), most)
     finally:
         registered.remove()
 

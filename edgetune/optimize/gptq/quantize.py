@@ -2,9 +2,10 @@
 their number.
 
 Each layer sees the texts as the rounded layers before it leave them, and each module inside a layer
-as the modules before it do, so that later weights make up for earlier errors. It all runs on one
-thread: sums that several threads share depend on how many there are, and a graph must not depend on
-the machine that built it having more.
+as the modules before it do, so that later weights make up for earlier errors. Batches of text and
+modules that are given the same run side by side, each on one thread, and are added up in order:
+sums that several threads share depend on how many there are, and a graph must not depend on the
+machine that built it having more.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ from edgetune.optimize.rounding.gptq import (
     file_of,
 )
 from edgetune.optimize.rounding.pack import pack, unpack
-from edgetune.optimize.threads import one_thread
+from edgetune.optimize.threads import one_thread, side_by_side
 from edgetune.optimize.widths import Width, Widths
 
 ALGORITHM = "gptq"
+# Of sums over a batch, float32 [inputs, inputs], that wait to be added up.
+_WAITING_BYTES = 512 << 20
 
 
 def quantize_layers(
@@ -90,16 +93,29 @@ def _quantize_layer(
         if sizes:
             hessian = _hessian(layer, texts, number, stage[0])
             factors = {size: error_factors(hessian, size) for size in sizes if size}
-        for module, width in of.items():
-            if not width.quantized:
-                continue
-            weight = layer.get_submodule(module).weight
-            if width.algorithm == ALGORITHM:
-                solved = solve(weight.data, factors[width.group_size], width)
-                weight.data = solved.values(width)
-                _write(_packed(solved, width), width, file_of(codes, f"{name}.{module}"))
-            else:
-                weight.data = _rounded(Block(f"{name}.{module}", 0, weight.data), width)
+        jobs = [
+            (layer.get_submodule(module).weight, f"{name}.{module}", width, factors, codes)
+            for module, width in of.items()
+            if width.quantized
+        ]
+        for _ in side_by_side(lambda job: _quantize(*job), jobs):
+            pass
+
+
+def _quantize(
+    weight: torch.nn.Parameter,
+    module: str,
+    width: Width,
+    factors: Mapping[int | None, Factors],
+    codes: Path,
+) -> None:
+    """Round a module's weight in place; what GPTQ made of it is written."""
+    if width.algorithm != ALGORITHM:
+        weight.data = _rounded(Block(module, 0, weight.data), width)
+        return
+    solved = solve(weight.data, factors[width.group_size], width)
+    weight.data = solved.values(width)
+    _write(_packed(solved, width), width, file_of(codes, module))
 
 
 def _packed(solved: Solved, width: Width) -> Rounded:
@@ -113,11 +129,9 @@ def _hessian(layer: Any, texts: Texts, number: int, module: str) -> torch.Tensor
     """Σ x·xᵀ of what a module is given, float32 [inputs, inputs]."""
     inputs = layer.get_submodule(module).in_features
     total = torch.zeros((inputs, inputs))
-
-    def add(given: torch.Tensor) -> None:
-        total.addmm_(given.T, given)
-
-    feed(layer, texts, number, module, add)
+    most = max(1, _WAITING_BYTES // total.nbytes)
+    for part in feed(layer, texts, number, module, lambda given: given.T @ given, most):
+        total += part
     return total
 
 
