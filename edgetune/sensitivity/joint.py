@@ -8,16 +8,17 @@ they are given in float32, where the pass itself goes from module to module.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from edgetune.optimize.allocation import Allocation, Option, make_path
-from edgetune.optimize.threads import one_thread
+from edgetune.optimize.gptq.layers import Texts, run_layer
+from edgetune.optimize.threads import side_by_side
 from edgetune.optimize.widths import Width, parse_width
-from edgetune.sensitivity.gptq import GPTQ, States, given_to, solved_weight
-from edgetune.sensitivity.layers import states_after
+from edgetune.sensitivity.gptq import GPTQ, given_to, seen_texts, solved_weight
+from edgetune.sensitivity.layers import layers_of, states_after
 from edgetune.sensitivity.measured import Measurement, digits, layer_of
 from edgetune.sensitivity.rounded import rounded_weight
 
@@ -51,21 +52,20 @@ def _together(found: Measurement, allocation: Allocation) -> float:
     """KL of the model with every module at its width, one layer quantized at a time."""
     model = found.model
     widths = {name: parse_width(w, found.default) for name, w in allocation.widths.items()}
-    given: States = [None] * len(found.items)
-    seen: States = [None] * len(found.seen)
+    given: Sequence[torch.Tensor | None] = [None] * len(found.items)
     # The embeddings and the head are quantized all along, a layer while it runs.
     outer = {name: width for name, width in widths.items() if layer_of(name) < 0}
-    # As the pass itself: a code would follow the number of threads.
-    threads = one_thread() if found.algorithm == GPTQ else nullcontext()
-    with threads, _replaced(model, _nearest(model, outer)), found.rounding(outer):
+    with _replaced(model, _nearest(model, outer)), found.rounding(outer):
+        texts = seen_texts(found) if found.algorithm == GPTQ else None
         for number in range(len(found.states)):
             own = {name: width for name, width in widths.items() if layer_of(name) == number}
-            by_gptq = found.algorithm == GPTQ and any(width.quantized for width in own.values())
-            rounded = _solved(found, number, own, seen) if by_gptq else _nearest(model, own)
+            rounded = _nearest(model, own)
+            if texts and any(width.quantized for width in own.values()):
+                rounded = _solved(found, number, own, texts)
             with _replaced(model, rounded), found.rounding(own):
                 given = states_after(model, found.items, number, given)
-                if found.algorithm == GPTQ:
-                    seen = states_after(model, found.seen, number, seen)
+                if texts:
+                    run_layer(layers_of(model)[number], texts, number)
         return found.kl_from(len(found.states), given)
 
 
@@ -75,13 +75,18 @@ def _nearest(model: Any, widths: Mapping[str, Width]) -> Iterator[tuple[str, tor
 
 
 def _solved(
-    found: Measurement, number: int, widths: Mapping[str, Width], seen: States
+    found: Measurement, number: int, widths: Mapping[str, Width], texts: Texts
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The layer's weights by GPTQ, for what its modules are given of the text that it may see."""
-    given = given_to(found, number, list(widths), seen)
+    given, _ = given_to(found, number, list(widths), texts)
     for name, width in widths.items():
+        given[name].of(width)  # once, not in each of the threads
+
+    def solve_one(name: str) -> torch.Tensor:
         weight = found.model.get_submodule(name).weight.data
-        yield name, solved_weight(weight, given[name], width)
+        return solved_weight(weight, given[name], widths[name])
+
+    return zip(widths, list(side_by_side(solve_one, widths)), strict=True)
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def sums_of_inputs(
 
         return add
 
-    with _before_forward({module: adder(name) for name, module in modules.items()}):
+    with before_forward({module: adder(name) for name, module in modules.items()}):
         yield sums
 
 
@@ -117,7 +117,7 @@ def rounding_inputs(groups: Mapping[Any, int]) -> Iterator[None]:
     def rounder(group: int) -> Callable[[Any, Any], Any]:
         return lambda _module, inputs: (rounded_to_8_bits(inputs[0], group), *inputs[1:])
 
-    with _before_forward({module: rounder(group) for module, group in groups.items()}):
+    with before_forward({module: rounder(group) for module, group in groups.items()}):
         yield
 
 
@@ -132,31 +132,7 @@ def rounded_to_8_bits(values: torch.Tensor, group: int) -> torch.Tensor:
 
 
 @contextmanager
-def hessians_of_inputs(modules: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
-    """Σ x·xᵀ of each module's inputs over all tokens that pass in the block, float32 [inputs,
-    inputs]; modules that are given the same tensor share one."""
-    sums: dict[str, torch.Tensor] = {}
-    last: list[Any] = [None, ""]
-
-    def adder(name: str) -> Callable[[Any, Any], None]:
-        def add(_module: Any, inputs: Any) -> None:
-            if last[0] is inputs[0]:
-                sums[name] = sums[last[1]]
-                return
-            last[:] = [inputs[0], name]
-            flat = inputs[0].reshape(-1, inputs[0].shape[-1])
-            if name not in sums:
-                sums[name] = torch.zeros((flat.shape[1], flat.shape[1]))
-            sums[name].addmm_(flat.T, flat)
-
-        return add
-
-    with _before_forward({module: adder(name) for name, module in modules.items()}):
-        yield sums
-
-
-@contextmanager
-def _before_forward(hooks: Mapping[Any, Callable[[Any, Any], Any]]) -> Iterator[None]:
+def before_forward(hooks: Mapping[Any, Callable[[Any, Any], Any]]) -> Iterator[None]:
     """While the block runs modules call these before they compute, {module: hook}."""
     registered = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
     try:

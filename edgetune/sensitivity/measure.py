@@ -36,17 +36,23 @@ from edgetune.optimize.allocation_widths import (
     offered,
 )
 from edgetune.optimize.threads import side_by_side
-from edgetune.optimize.widths import Width, parse_width
+from edgetune.optimize.widths import FLOAT, Width, parse_width
 from edgetune.reference.measure import deterministic, threads_for, write_logits
-from edgetune.reference.render import ScoredItem
 from edgetune.reference.survival_worker import with_weight
 from edgetune.sensitivity import RESULT
-from edgetune.sensitivity.gptq import GPTQ, Given, States, given_to, share_of_noise, solved_weight
+from edgetune.sensitivity.gptq import (
+    GPTQ,
+    Given,
+    given_to,
+    seen_texts,
+    share_of_noise,
+    solved_weight,
+)
 from edgetune.sensitivity.joint import measure_joint
 from edgetune.sensitivity.layers import InputSums, layers_of, states_after, sums_of_inputs
 from edgetune.sensitivity.measured import Measurement, digits, layer_of
 from edgetune.sensitivity.rounded import noise_energy, rounded_weight
-from edgetune.sensitivity.text import calibration_items
+from edgetune.sensitivity.text import CalibrationText, calibration_text
 
 Progress = Callable[[str], None]
 
@@ -74,7 +80,7 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
     model = load_plain(checkpoint, torch.float32, scratch)
     with deterministic(threads_for(checkpoint, int(arguments["threads"]))):
         given = arguments["calibration"]
-        source, items, seen = calibration_items(
+        text = calibration_text(
             model,
             checkpoint,
             Path(given) if given else None,
@@ -84,16 +90,16 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
             progress,
         )
         logits = out / "logits.npy"
-        with write_logits(model, items, logits, "merged model", progress):
+        with write_logits(model, text.items, logits, "merged model", progress):
             trained = np.load(logits, mmap_mode="r", allow_pickle=False)
-            found = _in_float(model, (items, seen), trained, shapes, arguments, progress)
-            options = _options(found, shapes, merged.tied, progress)
+            found = _in_float(model, text, trained, shapes, arguments, progress)
+            options = _options(found, shapes, merged.tied, text.both, progress)
             joint = measure_joint(found, options, progress)
         logits.unlink()
     value = {
         "measured_at": MEASURED,
-        "source": source,
-        "items": len(items),
+        "source": text.source,
+        "items": len(text.items),
         "positions": found.positions,
         "parameters": sum(math.prod(shape) for shape in tensors.values()),
         "fixed_bytes": fixed_bytes(merged.config, tensors, merged.tied),
@@ -111,14 +117,14 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
 
 def _in_float(
     model: Any,
-    texts: tuple[tuple[ScoredItem, ...], tuple[ScoredItem, ...]],
+    text: CalibrationText,
     trained: NDArray[np.float32],
     shapes: Mapping[str, tuple[int, int]],
     arguments: Mapping[str, Any],
     progress: Progress,
 ) -> Measurement:
     """What each layer gives in float32, and the sums of what goes into each module."""
-    items, seen = texts
+    items = text.items
     counts = [item.positions for item in items]
     ends = np.cumsum(counts)
     rows = tuple(slice(int(e) - n, int(e)) for e, n in zip(ends, counts, strict=True))
@@ -144,7 +150,7 @@ def _in_float(
         rounds_inputs,
         replace(default, algorithm="rtn"),
         str(default.algorithm),
-        seen,
+        text.rest,
     )
     with sums_of_inputs({HEAD_MODULE: modules[HEAD_MODULE]}, groups) as of_head:
         found.kl_from(len(states), states[-1])
@@ -157,35 +163,50 @@ def _in_float(
 
 
 def _options(
-    found: Measurement, shapes: Mapping[str, tuple[int, int]], tied: bool, progress: Progress
+    found: Measurement,
+    shapes: Mapping[str, tuple[int, int]],
+    tied: bool,
+    both_widths: bool,
+    progress: Progress,
 ) -> dict[str, list[dict[str, Any]]]:
     """{module: its options}."""
     options: dict[str, list[dict[str, Any]]] = {}
-    states: States = [None] * len(found.seen)
+    texts = seen_texts(found) if found.algorithm == GPTQ else None
     for number, names in groupby(sorted(shapes, key=layer_of), layer_of):
         given: Mapping[str, Given] = {}
         own = list(names)
-        if number >= 0 and found.algorithm == GPTQ:
-            given = given_to(found, number, own, states)
-            states = states_after(found.model, found.seen, number, states)
+        if number >= 0 and texts:
+            given, texts.hidden[:] = given_to(found, number, own, texts)
         for name in own:
             progress(f"module {len(options) + 1} of {len(shapes)} alone")
             both = tied and name == HEAD_MODULE
-            options[name] = _rows(found, name, shapes[name], given.get(name), both)
+            known = _to_measure(name, both, both_widths)
+            options[name] = _rows(found, name, shapes[name], given.get(name), known, both=both)
     return {name: options[name] for name in shapes}
 
 
+def _to_measure(name: str, both: bool, both_widths: bool) -> list[str]:
+    """The widths that a module is measured at; `both`: it is the embedding and the head."""
+    if both:
+        return [words for words in offered(name) if words != FLOAT.name]
+    if name == EMBEDDING_MODULE:
+        return [MEASURED_8]
+    return [MEASURED, MEASURED_8] if both_widths else [MEASURED]
+
+
 def _rows(
-    found: Measurement, name: str, shape: tuple[int, int], given: Given | None, both: bool
+    found: Measurement,
+    name: str,
+    shape: tuple[int, int],
+    given: Given | None,
+    known: Sequence[str],
+    *,
+    both: bool,
 ) -> list[dict[str, Any]]:
-    """The options of a module: what is measured of it, and what follows from its noise. `given`:
-    what GPTQ rounds it for; `both`: it is the embedding and the head."""
+    """The options of a module: what is measured of it, at the widths `known`, and what follows from
+    its noise. `given`: what GPTQ rounds it for; `both`: it is the embedding and the head."""
     weight = found.model.get_submodule(name).weight.data
     widths = {words: parse_width(words, found.default) for words in offered(name)}
-    known = [MEASURED, MEASURED_8]  # where 4 bits cost much, they say little of 8
-    if both:
-        known = [words for words, width in widths.items() if width.quantized]
-    known = [words for words in known if words in widths]
     measured, share = {}, 1.0
     for words, rounded in zip(known, _rounded(name, weight, known, widths, given), strict=True):
         measured[words] = _alone(found, name, widths[words], rounded, both)
@@ -200,7 +221,9 @@ def _rows(
     def cost(words: str) -> float:
         if words in measured or not widths[words].quantized:
             return measured.get(words, 0.0)
-        near = MEASURED_8 if widths[words].bits == 8 else MEASURED
+        # Where 4 bits cost much, they say little of 8.
+        eight = widths[words].bits == 8 and MEASURED_8 in measured
+        near = MEASURED_8 if eight or MEASURED not in measured else MEASURED
         return measured[near] * noise(words) / own[near] if own[near] else 0.0
 
     return [

@@ -27,7 +27,7 @@ from edgetune.sensitivity.layers import (
 )
 from edgetune.sensitivity.measure import sensitivity_step
 from edgetune.sensitivity.rounded import noise_energy, rounded_weight
-from edgetune.sensitivity.text import calibration_items
+from edgetune.sensitivity.text import calibration_text, tokens_to_measure
 
 pytestmark = pytest.mark.line
 
@@ -104,7 +104,9 @@ def test_one_module_alone_is_what_torch_says(
     options = next(m["options"] for m in tied["modules"] if m["name"] == name)
     found = next(o for o in options if o["width"] == "w4-g32")
     data = folder / "out.jsonl"
-    _, items, _ = calibration_items(model, tiny_llama_tied, data, TASK, 1, 15, lambda _: None)
+    text = calibration_text(model, tiny_llama_tied, data, TASK, 1, 15, lambda _: None)
+    items = text.items
+    assert text.both
     assert len(items) == tied["items"] == 8
     before = [torch.log_softmax(scored(model, item).double(), -1) for item in items]
     module = model.get_submodule(name)
@@ -113,6 +115,12 @@ def test_one_module_alone_is_what_torch_says(
     kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)])
     assert found["kl"] == pytest.approx(float(kl.mean()), rel=1e-2)
     assert found["how"] == "measured"
+
+
+def test_a_larger_model_is_measured_on_less_text_and_at_one_width() -> None:
+    assert tokens_to_measure(3_000_000, 28) == (2048, True)
+    assert tokens_to_measure(40_000_000, 100) == (1875, False)
+    assert tokens_to_measure(500_000_000, 170) == (256, False)
 
 
 def test_wider_costs_less_and_takes_more(tied: dict[str, Any]) -> None:
