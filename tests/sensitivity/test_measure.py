@@ -123,6 +123,23 @@ def test_a_larger_model_is_measured_on_less_text_and_at_one_width() -> None:
     assert tokens_to_measure(500_000_000, 170) == (256, False)
 
 
+def test_at_one_width_the_other_follows_from_its_noise(
+    tied: dict[str, Any], tiny_llama_tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune.sensitivity.text._MOST_OPERATIONS", 0)
+    monkeypatch.setattr("edgetune.sensitivity.text._FEWEST_TOKENS", 1)
+    monkeypatch.setattr("edgetune.sensitivity.text.FEWEST_POSITIONS", 8)
+    found = measure(tiny_llama_tied, tmp_path / "out")
+    assert found["items"] < tied["items"]
+    for module, measured_too in zip(found["modules"], tied["modules"], strict=True):
+        options = {o["width"]: o for o in module["options"]}
+        own = {o["width"]: o for o in measured_too["options"]}["w8-g32"]
+        is_head = module["name"] == "lm_head"
+        assert options["w4-g32"]["how"] == "measured"
+        assert options["w8-g32"]["how"] == ("measured" if is_head else "predicted")
+        assert own["kl"] / 5 < options["w8-g32"]["kl"] < 5 * own["kl"]
+
+
 def test_wider_costs_less_and_takes_more(tied: dict[str, Any]) -> None:
     for module in tied["modules"]:
         options = {o["width"]: o for o in module["options"]}
