@@ -98,7 +98,8 @@ def _add(totals: dict[str, torch.Tensor], sums: Mapping[str, torch.Tensor]) -> N
     for name, part in sums.items():
         if id(part) not in done:
             done.add(id(part))
-            totals[name] += part
+            with torch.inference_mode():  # as what it is added to
+                totals[name] += part
 
 
 def solved_weight(weight: torch.Tensor, given: Given, width: Width) -> torch.Tensor:

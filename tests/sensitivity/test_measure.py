@@ -215,11 +215,21 @@ def test_where_products_round_their_inputs_8_bits_cost_more(
         assert own["w8-g32"] > its["w8-g32"]
 
 
-def test_where_gptq_rounds_modules_cost_what_it_leaves(tiny_llama: Path, tmp_path: Path) -> None:
+def test_where_gptq_rounds_modules_cost_what_it_leaves(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nearest = measure(tiny_llama, tmp_path / "nearest")
     gptq = {"bits": 4, "group_size": 32, "algorithm": "gptq", "symmetric": True}
     found = measure(tiny_llama, tmp_path / "gptq", default=gptq)
     assert measure(tiny_llama, tmp_path / "layered", default=gptq, layered=True) == found
+    # Text in many batches, side by side: the same sums but for their last digits.
+    monkeypatch.setattr("edgetune.optimize.gptq.layers._BATCH_TOKENS", 1)
+    batches = measure(tiny_llama, tmp_path / "batches", default=gptq)
+    for one, other in zip(batches["modules"], found["modules"], strict=True):
+        for option, same in zip(one["options"], other["options"], strict=True):
+            assert option["kl"] == pytest.approx(same["kl"], rel=0.5, abs=1e-6)
+    monkeypatch.setattr("edgetune.optimize.threads.usable_cores", lambda: 3)
+    assert measure(tiny_llama, tmp_path / "threads", default=gptq) == batches
     costs = [
         {m["name"]: m["options"] for m in value["modules"] if "layers" in m["name"]}
         for value in (nearest, found)
