@@ -13,6 +13,7 @@ from typing import Any
 
 from edgetune.auto import read_choice
 from edgetune.build import load_report, measure_sensitivities, run_builds
+from edgetune.console import print_warning
 from edgetune.errors import (
     GATE_FAILED,
     INCONCLUSIVE,
@@ -82,6 +83,7 @@ def run_rows(plans: Sequence[Plan], out: Path) -> list[dict[str, Any]]:
         try:
             (build,) = run_builds([plan], out)
         except StepFailedError as why:
+            print_warning(f"{_text_of(plan)} was not built: {why.message}")
             rows.append({**_empty(_text_of(plan), "not built"), "reason": why.message})
             continue
         rows.append(_measured(_text_of(plan), load_report(build)))

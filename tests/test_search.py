@@ -73,7 +73,7 @@ def test_every_problem_of_every_row_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_row_that_cannot_be_built_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = make()
 
@@ -88,6 +88,7 @@ def test_a_row_that_cannot_be_built_says_why(
     plans = search.plan_rows(recipe, ["fp32", "w8a16-rtn"], "generic-x86-64", tmp_path / "out")
     good, bad = search.run_rows(plans, tmp_path / "out")
     assert (bad["scheme"], bad["verdict"], bad["reason"]) == ("fp32", "not built", "it broke")
+    assert "fp32 was not built: it broke" in capsys.readouterr().err
     assert (good["scheme"], good["label"], good["frontier"]) == ("w8a16-rtn", "measured", True)
     assert good["kl_mean"] == report["fidelity"]["kl_mean"]
     assert good["bytes"] == report["size"]["package_bytes"]

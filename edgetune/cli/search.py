@@ -66,9 +66,6 @@ def search(**flags: Any) -> int:
     else:
         cells = [_cells(row) for row in rows]
         print_table(recipe.name, _COLUMNS, cells, figures=True, whole=True)
-        for row in rows:
-            if row["verdict"] == "not built":
-                print_note(f"{row['scheme']}: {row['reason']}")
     return exit_code(rows)
 
 
