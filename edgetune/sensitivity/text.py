@@ -22,7 +22,7 @@ DATA_SOURCE, OWN_SOURCE = "calibration data", "sampled text"
 # Of one item: what goes beyond would be fed to the model in parts.
 _MOST_POSITIONS, _MOST_LOGITS = 256, 1 << 25
 # Of all items together: more text sharpens nothing, less tells too little.
-_MOST_TOKENS, _FEWEST_TOKENS = 2048, 256
+_MOST_TOKENS, _FEWEST_TOKENS, _FEWEST_ITEMS = 2048, 256, 4
 FEWEST_POSITIONS = 64
 _FEWEST_REST, _MOST_REST = 1024, 128
 # What passes over all modules may take, and what GPTQ's walks through all layers: some minutes of
@@ -70,8 +70,8 @@ def calibration_text(
         rows = load_task(task).load_items(calibration)
         source, items = DATA_SOURCE, render_items(rows, tokenizer, eos, context, progress)
     vocabulary = int(model.config.get_text_config().vocab_size)
-    most = min(_MOST_POSITIONS, _MOST_LOGITS // vocabulary)
-    items = [_cut(item, most) for item in items if item.positions]
+    longest = min(_MOST_POSITIONS, _MOST_LOGITS // vocabulary)
+    items = [_cut(item, longest) for item in items if item.positions]
     positions = sum(item.positions for item in items)
     if positions < FEWEST_POSITIONS:
         place = calibration or "the text that the model samples"
@@ -82,7 +82,9 @@ def calibration_text(
         raise UsageError(msg, "give more calibration items with data.calibration")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     most, both = tokens_to_measure(parameters, modules)
-    chosen = _few(items, most)
+    # Of little text, parts of a few items rather than all of one.
+    part = max(FEWEST_POSITIONS, most // _FEWEST_ITEMS)
+    chosen = _few([_cut(item, part) for item in items], most)
     measured = {item.id for item in chosen}
     rest = [item for item in items if item.id not in measured][:_MOST_REST]
     seen = _few(rest, max(_FEWEST_REST, int(_MOST_OPERATIONS_OF_GPTQ / (2 * _WALKS * parameters))))
