@@ -80,7 +80,8 @@ def _solved(
     """The layer's weights by GPTQ, for what its modules are given of the text that it may see."""
     given, _ = given_to(found, number, list(widths), texts)
     for name, width in widths.items():
-        given[name].of(width)  # once, not in each of the threads
+        if width.quantized:
+            given[name].of(width)  # once, not in each of the threads
 
     def solve_one(name: str) -> torch.Tensor:
         weight = found.model.get_submodule(name).weight.data

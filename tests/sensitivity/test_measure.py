@@ -15,7 +15,7 @@ from edgetune.checkpoint.trained import load_plain
 from edgetune.errors import UsageError
 from edgetune.optimize.widths import Width, parse_width
 from edgetune.reference.render import ScoredItem
-from edgetune.sensitivity import RESULT
+from edgetune.sensitivity import RESULT, joint
 from edgetune.sensitivity.layers import (
     InputSums,
     layers_of,
@@ -241,6 +241,25 @@ def test_where_gptq_rounds_modules_cost_what_it_leaves(
     assert 0 < kl[1] < 0.8 * kl[0]
     assert len(found["joint"]) == 3
     assert found["joint"][0]["kl"] < nearest["joint"][0]["kl"]
+
+
+def test_an_allocation_by_gptq_may_leave_modules_in_float(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    together = joint._together
+
+    def watched(found: Any, allocation: Any) -> float:
+        seen.append(set(allocation.widths.values()))
+        return together(found, allocation)
+
+    monkeypatch.setattr(joint, "_together", watched)
+    monkeypatch.setattr(joint, "_SHARES_OF_GPTQ", (1.0, 1e-4))
+    gptq = {"bits": 4, "group_size": 32, "algorithm": "gptq", "symmetric": True}
+    most, least = measure(tiny_llama, tmp_path / "out", default=gptq)["joint"]
+    assert "fp32" in seen[-1]
+    assert len(seen[-1]) > 1
+    assert least["kl"] < most["kl"]
 
 
 def test_an_embedding_of_its_own_has_8_bits_or_more(tiny_llama: Path, tmp_path: Path) -> None:
