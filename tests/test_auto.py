@@ -152,6 +152,7 @@ def stored(plan: Plan, out: Path) -> Path:
     ]
     value = {
         "modules": [{"name": "lm_head", "options": options}],
+        "share_beside_others": 1.0,
         "joint": [],
         "fixed_bytes": 50,
         "parameters": 200,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune.optimize.allocation import Allocation, Option, Options, best_under, smallest_within
+from edgetune.optimize.allocation_widths import beside_others
 
-# With the sensitivities, five take the time of three to four builds.
-MOST_TRIES = 5
+# With the sensitivities, four take the time of three to five builds.
+MOST_TRIES = 4
 # Of a limit on KL: the upper bound must be within it, and on the demo's recipes evaluation items
 # cost up to twice what calibration text does.
 _FIRST_MARGIN, _NEXT_MARGIN = 0.5, 0.9
@@ -98,10 +99,16 @@ class Try:
 
 
 def read_sensitivities(value: Mapping[str, Any], protect: Mapping[str, str]) -> Sensitivities:
-    """The sensitivity step's result. `protect`, {module: width}: these have that one option."""
+    """The sensitivity step's result. `protect`, {module: width}: these have that one option. What a
+    module in a layer costs is what it costs beside others."""
+    share = float(value["share_beside_others"])
     options = {
         module["name"]: tuple(
-            Option(option["width"], int(option["bytes"]), float(option["kl"]))
+            Option(
+                option["width"],
+                int(option["bytes"]),
+                beside_others(module["name"], float(option["kl"]), share),
+            )
             for option in module["options"]
             if protect.get(module["name"], option["width"]) == option["width"]
         )

@@ -49,6 +49,16 @@ def offered(module: str) -> tuple[str, ...]:
     return OFFERED
 
 
+def in_layers(module: str) -> bool:
+    """Whether a module stands in a decoder layer: it is neither the head nor the embedding."""
+    return module not in (HEAD_MODULE, EMBEDDING_MODULE)
+
+
+def beside_others(module: str, kl: float, share: float) -> float:
+    """What a module costs beside others: `share` of what it costs alone, if it is in a layer."""
+    return kl * share if in_layers(module) else kl
+
+
 def plain_width(module: str) -> str:
     """Its width in `w4a16-rtn`: where nothing is chosen and nothing protected."""
     return MEASURED_8 if module == EMBEDDING_MODULE else MEASURED

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from edgetune.optimize.allocation import Allocation, Option, make_path
+from edgetune.optimize.allocation_widths import MEASURED, beside_others, in_layers
 from edgetune.optimize.gptq.layers import Texts, run_layer
 from edgetune.optimize.threads import side_by_side
-from edgetune.optimize.widths import Width, parse_width
+from edgetune.optimize.widths import FLOAT, Width, parse_width
 from edgetune.sensitivity.gptq import GPTQ, given_to, seen_texts, solved_weight
 from edgetune.sensitivity.layers import layers_of, states_after
 from edgetune.sensitivity.measured import Measurement, digits, layer_of
@@ -25,20 +26,48 @@ from edgetune.sensitivity.rounded import rounded_weight
 Progress = Callable[[str], None]
 
 # Of the largest sum of KL: where allocations are measured as a whole. GPTQ takes its time.
-_SHARES, _SHARES_OF_GPTQ = (1.0, 0.3, 0.1, 0.03, 0.01), (1.0, 0.1, 0.01)
+_SHARES, _SHARES_OF_GPTQ = (1.0, 0.3, 0.1, 0.03, 0.01), (0.1, 0.01)
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def share_beside_others(found: Measurement, options: Rows, progress: Progress) -> float:
+    """What the layers' modules cost together, all at `MEASURED`, as a share of the sum of what they
+    cost alone; 1 where nothing makes up for anything.
+
+    GPTQ rounds each module for what the rounded ones before it give, and so makes up for part of
+    their errors; for the head's and the embedding's nothing does.
+    """
+    if found.algorithm != GPTQ:
+        return 1.0
+    chosen = {}
+    for name, rows in options.items():
+        wanted = MEASURED if in_layers(name) else FLOAT.name
+        row = next((row for row in rows if row["width"] == wanted), rows[-1])
+        chosen[name] = Option(row["width"], row["bytes"], row["kl"])
+    allocation = Allocation(chosen)
+    progress("all layers as a whole")
+    return digits(_together(found, allocation) / allocation.kl) if allocation.kl > 0 else 1.0
 
 
 def measure_joint(
-    found: Measurement, options: Mapping[str, Sequence[Mapping[str, Any]]], progress: Progress
+    found: Measurement, options: Rows, share: float, progress: Progress
 ) -> list[dict[str, float]]:
-    """[{added: the sum of what the modules cost alone, kl: what they cost together}]."""
+    """[{added: the sum of what the modules cost, by `share_beside_others`, kl: what they cost
+    together}]."""
     path = make_path(
-        {n: [Option(o["width"], o["bytes"], o["kl"]) for o in rows] for n, rows in options.items()}
+        {
+            name: [
+                Option(row["width"], row["bytes"], beside_others(name, row["kl"], share))
+                for row in rows
+            ]
+            for name, rows in options.items()
+        }
     )
     most = path[0].kl
     chosen: dict[float, Allocation] = {}
-    for share in _SHARES_OF_GPTQ if found.algorithm == GPTQ else _SHARES:
-        nearest = next((a for a in path if a.kl <= share * most), path[-1])
+    for part in _SHARES_OF_GPTQ if found.algorithm == GPTQ else _SHARES:
+        nearest = next((a for a in path if a.kl <= part * most), path[-1])
         if nearest.kl > 0:
             chosen[nearest.kl] = nearest
     rows = []

@@ -48,7 +48,7 @@ from edgetune.sensitivity.gptq import (
     share_of_noise,
     solved_weight,
 )
-from edgetune.sensitivity.joint import measure_joint
+from edgetune.sensitivity.joint import measure_joint, share_beside_others
 from edgetune.sensitivity.layers import InputSums, layers_of, states_after, sums_of_inputs
 from edgetune.sensitivity.measured import Measurement, digits, layer_of
 from edgetune.sensitivity.rounded import noise_energy, rounded_weight
@@ -62,8 +62,8 @@ _ROUNDS_INPUTS = 4
 
 def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
     """Write `sensitivity.json` into `out`: {modules: [{name, outputs, inputs, options: [{width,
-    bytes, kl, how}]}], joint: [{added, kl}], measured_at, source, items, positions, fixed_bytes,
-    parameters}; `how`: measured or predicted.
+    bytes, kl, how}]}], share_beside_others (of `joint`), joint: [{added, kl}], measured_at, source,
+    items, positions, fixed_bytes, parameters}; `how`: measured or predicted.
 
     arguments: checkpoint (the merged folder), calibration (JSON lines or null), task, default (the
     scheme's own width: {bits, group_size, algorithm, symmetric, scale_bits}), accuracy_level (of
@@ -94,7 +94,8 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
             trained = np.load(logits, mmap_mode="r", allow_pickle=False)
             found = _in_float(model, text, trained, shapes, arguments, progress)
             options = _options(found, shapes, merged.tied, text.both, progress)
-            joint = measure_joint(found, options, progress)
+            share = share_beside_others(found, options, progress)
+            joint = measure_joint(found, options, share, progress)
         logits.unlink()
     value = {
         "measured_at": MEASURED,
@@ -107,6 +108,7 @@ def sensitivity_step(arguments: Mapping[str, Any], out: Path, progress: Progress
             {"name": name, "outputs": shapes[name][0], "inputs": shapes[name][1], "options": rows}
             for name, rows in options.items()
         ],
+        "share_beside_others": share,
         "joint": joint,
     }
     write_text(out / RESULT, dump_json(value))

@@ -155,6 +155,7 @@ def test_a_protected_module_has_no_choice() -> None:
     rows = [{"width": w, "bytes": b, "kl": 0.1} for w, b in (("w4-g32", 1), ("w8-g32", 2))]
     value = {
         "modules": [{"name": "a", "options": rows}, {"name": "b", "options": rows}],
+        "share_beside_others": 1.0,
         "joint": [{"added": 0.2, "kl": 0.1}],
         "fixed_bytes": 5,
         "parameters": 7,

@@ -239,8 +239,19 @@ def test_where_gptq_rounds_modules_cost_what_it_leaves(
         for c in costs
     ]
     assert 0 < kl[1] < 0.8 * kl[0]
-    assert len(found["joint"]) == 3
-    assert found["joint"][0]["kl"] < nearest["joint"][0]["kl"]
+    assert nearest["share_beside_others"] == 1.0
+    assert found["share_beside_others"] not in (0.0, 1.0)
+    assert len(found["joint"]) == 2
+    added = [
+        sum(
+            {o["width"]: o["kl"] for o in m["options"]}[
+                "w4-g32" if "layers" in m["name"] else "fp32"
+            ]
+            for m in value["modules"]
+        )
+        for value in (nearest, found)
+    ]
+    assert added[1] * found["share_beside_others"] < added[0]
 
 
 def test_an_allocation_by_gptq_may_leave_modules_in_float(
