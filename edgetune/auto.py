@@ -178,7 +178,12 @@ def allocation_section(plan: Plan, choice: Choice) -> dict[str, Any]:
     return {
         "scheme": plan.scheme.name,
         "modules": [
-            {"name": module, "width": option.width, "bytes": option.bytes, "kl_alone": option.kl}
+            {
+                "name": module,
+                "width": option.width,
+                "bytes": option.bytes,
+                "kl_alone": found.alone(module, option),
+            }
             for module, option in sorted(own.chosen.items())
         ],
         "predicted": {

@@ -47,6 +47,13 @@ class Sensitivities:
     fixed_bytes: int
     parameters: int
     joint: tuple[Joint, ...]
+    # `beside_others`: what the options cost of what they cost alone.
+    share: float = 1.0
+
+    def alone(self, module: str, option: Option) -> float:
+        """What the module costs alone, four digits, as it was measured or predicted."""
+        beside = beside_others(module, 1.0, self.share)
+        return float(f"{option.kl / beside:.4g}") if beside else option.kl
 
     def graph_bytes(self, allocation: Allocation) -> int:
         """model.onnx and its data: predicted."""
@@ -115,7 +122,7 @@ def read_sensitivities(value: Mapping[str, Any], protect: Mapping[str, str]) -> 
         for module in value["modules"]
     }
     joint = tuple(Joint(float(j["added"]), float(j["kl"])) for j in value["joint"])
-    return Sensitivities(options, int(value["fixed_bytes"]), int(value["parameters"]), joint)
+    return Sensitivities(options, int(value["fixed_bytes"]), int(value["parameters"]), joint, share)
 
 
 def next_choice(found: Sensitivities, wanted: Wanted, tries: Sequence[Try]) -> Allocation | None:

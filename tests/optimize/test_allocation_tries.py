@@ -164,3 +164,18 @@ def test_a_protected_module_has_no_choice() -> None:
     assert [o.width for o in found.options["a"]] == ["w4-g32", "w8-g32"]
     assert [o.width for o in found.options["b"]] == ["w8-g32"]
     assert found.joint == (Joint(0.2, 0.1),)
+
+
+def test_a_module_in_a_layer_counts_as_beside_others_and_is_told_alone() -> None:
+    rows = [{"width": "w4-g32", "bytes": 1, "kl": 0.3}]
+    names = ("model.layers.0.mlp.up_proj", "lm_head")
+    value = {
+        "modules": [{"name": name, "options": rows} for name in names],
+        "share_beside_others": 0.7,
+        "joint": [],
+        "fixed_bytes": 5,
+        "parameters": 7,
+    }
+    found = read_sensitivities(value, {})
+    assert [found.options[name][0].kl for name in names] == pytest.approx([0.21, 0.3])
+    assert [found.alone(name, found.options[name][0]) for name in names] == [0.3, 0.3]
