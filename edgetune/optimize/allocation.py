@@ -5,7 +5,8 @@ Costs of different modules add up nearly (rounding errors are independent and sm
 multiple-choice knapsack problem. It is solved greedily: from the smallest options on, always the
 upgrade that saves the most KL a byte, over each module's lower convex hull. That is the optimum of
 the linear relaxation (Sinha & Zoltners 1979, "The Multiple-Choice Knapsack Problem"), so every
-point of the path is exact for its own bytes; between two points, what is left is filled greedily.
+point of the path is exact for its own bytes; between two points, what is left is filled greedily,
+also with a large module's step taken first.
 Equal ratios are taken in the order of names: the same numbers give the same allocation.
 
 Speed enters by bytes alone: a token reads each quantized matrix once, so the smallest package is
@@ -32,6 +33,8 @@ class Option:
 Options = Mapping[str, Sequence[Option]]
 
 _ROUNDING = 1e-9
+# Modules whose steps may be too large for what the others leave.
+_LARGEST = 4
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,22 @@ def make_path(options: Options) -> list[Allocation]:
 
 
 def best_under(options: Options, budget: int) -> Allocation | None:
-    """The allocation that costs least within `budget` bytes; null where the smallest is larger."""
+    """The allocation that costs least within `budget` bytes; null where the smallest is larger.
+
+    A large module's step may find no room once many small ones were taken, and be worth more than
+    all of them: the ways on which one of the largest modules has its option first are gone as well.
+    """
     hulls = {module: hull(given) for module, given in sorted(options.items())}
-    found = Allocation({module: given[0] for module, given in hulls.items()})
-    if found.bytes > budget:
+    start = Allocation({module: given[0] for module, given in hulls.items()})
+    if start.bytes > budget:
         return None
-    return _filled(found, hulls, budget)
+    ways = [_filled(start, hulls, budget)]
+    largest = sorted(hulls, key=lambda module: (-hulls[module][-1].bytes, module))[:_LARGEST]
+    for module in largest:
+        rest = {other: given for other, given in hulls.items() if other != module}
+        firsts = [start.having(module, option) for option in hulls[module][1:]]
+        ways += [_filled(first, rest, budget) for first in firsts if first.bytes <= budget]
+    return min(ways, key=lambda way: (way.kl, way.bytes))
 
 
 def smallest_within(options: Options, kl: float) -> Allocation | None:

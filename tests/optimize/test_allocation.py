@@ -120,3 +120,12 @@ def test_equal_rates_go_by_name(order: tuple[str, ...]) -> None:
 def test_an_option_that_is_larger_and_worse_is_never_taken() -> None:
     rows = [Option("w4-g16", 12, 0.3), Option("w4-g32", 10, 0.2), Option("w8", 20, 0.0)]
     assert [option.width for option in hull(rows)] == ["w4-g32", "w8"]
+
+
+def test_a_large_step_that_small_ones_left_no_room_for_is_taken_first() -> None:
+    small = {f"m{n}": [Option("4", 10, 0.02), Option("8", 12, 0.0)] for n in range(10)}
+    options = {"head": [Option("4", 100, 0.9), Option("8", 200, 0.1)], **small}
+    found = best_under(options, 300)
+    assert found is not None
+    assert found.widths["head"] == "8"
+    assert found.kl == pytest.approx(0.1 + 10 * 0.02)
