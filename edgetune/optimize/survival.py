@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ from edgetune.checkpoint.folder import CheckpointFolder, read_checkpoint
 from edgetune.checkpoint.graph_weights import Piece, blocks_of, pieces_of, read_matrices
 from edgetune.checkpoint.tensors import Rows, load_rows
 from edgetune.errors import StepFailedError
-from edgetune.host import usable_cores
-from edgetune.optimize.threads import one_thread
+from edgetune.optimize.threads import side_by_side
 from edgetune.optimize.widths import NF4, Width, Widths
 
 # Rounding to nearest is off by half a step, and by one where the largest of a group is cut.
@@ -41,7 +39,6 @@ _MOST_STEPS = 1.01
 _TO_NEAREST = ("rtn", NF4)
 _EMBEDDING = "model.embed_tokens"
 _BLOCK_VALUES = 1 << 19
-_MOST_THREADS = 4
 
 
 def survival(
@@ -79,13 +76,11 @@ def survival(
         return bool(pieces), _of_module(merged, module, pieces, *own, width) if pieces else None
 
     names, rows, not_found = sorted(shapes), [], []
-    # Each module on one thread, several side by side.
-    with one_thread(), ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS)) as pool:
-        found = zip(names, pool.map(look_at, names), strict=True)
-        for number, (module, (held, row)) in enumerate(found, 1):
-            progress(f"what is left of the fine-tune: module {number} of {len(names)}")
-            not_found += [] if held else [module]
-            rows += [row] if row else []
+    found = zip(names, side_by_side(look_at, names), strict=True)
+    for number, (module, (held, row)) in enumerate(found, 1):
+        progress(f"what is left of the fine-tune: module {number} of {len(names)}")
+        not_found += [] if held else [module]
+        rows += [row] if row else []
     rows.sort(key=lambda row: (math.inf if row["snr"] is None else row["snr"], row["name"]))
     return {"modules": rows, "not_found": not_found, "reason": None}
 
