@@ -15,7 +15,12 @@ from edgetune.errors import ENVIRONMENT, INPUT_REFUSED, Problem
 from edgetune.estimates import weight_shapes
 from edgetune.files import read_json
 from edgetune.inputs import AdapterInput, Inputs
-from edgetune.optimize.allocation_widths import smallest_graph_bytes
+from edgetune.optimize.allocation_widths import (
+    module_shapes,
+    offered,
+    own_widths,
+    smallest_graph_bytes,
+)
 from edgetune.optimize.forms.decoder import export_problem
 from edgetune.optimize.schemes import Scheme
 from edgetune.optimize.widths import Widths
@@ -122,6 +127,16 @@ def choice_problems(
             "give tolerances.kl_mean, or a number of bits a weight, such as auto-5.5",
         )
     shapes = weight_shapes(base)
+    refused: dict[str, list[str]] = {}
+    for module, words in own_widths(protected, module_shapes(shapes, base.tied)).items():
+        if words not in offered(module):
+            refused.setdefault(words, []).append(module)
+    for words, modules in refused.items():
+        yield Problem(
+            f"protect: {words} is no width that {scheme.name} chooses from "
+            f"({modules[0]}{f' and {len(modules) - 1} more' if modules[1:] else ''})",
+            f"choose one of {', '.join(offered(modules[0]))}",
+        )
     smallest = smallest_graph_bytes(base.config, shapes, base.tied, protected)
     package = smallest + sum((base.path / name).stat().st_size for name in base.side_files)
     budget = recipe.budgets.package_bytes

@@ -42,6 +42,11 @@ def plan(out: Path, name: str = "demo", **changes: Any) -> Plan:
         ({"scheme": "auto-1"}, "auto-1: the smallest possible graph of this model takes"),
         ({"scheme": "auto-x"}, "no scheme is called 'auto-x'"),
         ({"protect": {"query": "w8"}}, "no module of .* is called 'query'"),
+        (
+            {"protect": {"o_proj": "w4-g16"}},
+            r"w4-g16 is no width that auto chooses from \(model.layers.0.self_attn.o_proj and 3",
+        ),
+        ({"protect": {"embed_tokens": "w4"}}, r"w4-g32 is .* from \(model.embed_tokens\)"),
     ],
 )
 def test_what_cannot_be_is_refused_before_work_starts(

@@ -13,7 +13,14 @@ from edgetune.optimize.widths import Width, Widths, parse_width
 Shape = tuple[int, ...]
 
 GROUPS = (16, 32, 64, 128, 256)
-OFFERED = (*(f"w4-g{size}" for size in GROUPS), *(f"w8-g{size}" for size in GROUPS), "fp32")
+# Four bits in groups of 16 take as long to multiply as 8 bits do, in half the bytes: a choice by
+# bytes would slow the package down unseen (tools/bench_widths.py; docs/performance.md).
+_FOUR_BIT_GROUPS = GROUPS[1:]
+OFFERED = (
+    *(f"w4-g{size}" for size in _FOUR_BIT_GROUPS),
+    *(f"w8-g{size}" for size in GROUPS),
+    "fp32",
+)
 # Of all modules, what each costs alone is measured at this one, and it is the default of the rest.
 MEASURED = "w4-g32"
 # And where that says little.

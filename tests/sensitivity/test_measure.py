@@ -145,8 +145,8 @@ def test_wider_costs_less_and_takes_more(tied: dict[str, Any]) -> None:
         options = {o["width"]: o for o in module["options"]}
         assert options["fp32"]["kl"] == 0.0
         assert options["w8-g32"]["kl"] < 0.05 * options["w4-g32"]["kl"]
-        assert options["w4-g16"]["kl"] < options["w4-g64"]["kl"]
-        assert options["w4-g64"]["bytes"] < options["w4-g16"]["bytes"] < options["w8-g32"]["bytes"]
+        assert options["w4-g32"]["kl"] < options["w4-g64"]["kl"]
+        assert options["w4-g64"]["bytes"] < options["w4-g32"]["bytes"] < options["w8-g32"]["bytes"]
     assert tied["modules"][-1]["name"] == "lm_head"
     assert len(tied["modules"]) == 2 * 7 + 1
 
