@@ -267,6 +267,18 @@ def test_inspect_says_what_a_path_is(capsys: pytest.CaptureFixture[str]) -> None
     assert dora["rank_pattern"] == {"gate_up_proj": 6}
 
 
+def test_inspect_shows_nested_facts_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    dora = Path(__file__).resolve().parent.parent / "recipes" / "data" / "demo" / "booking-dora"
+    assert run(["inspect", str(dora)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["kind: adapter", "name: booking-dora"]
+    at = lines.index("rank_pattern:")
+    assert lines[at : at + 2] == ["rank_pattern:", "  gate_up_proj: 6"]
+    assert "  - qkv_proj" in lines
+    assert lines[-1] == "problems: none"
+    assert not any("{" in line or "None" in line for line in lines)
+
+
 def test_plan_shows_what_would_be_done_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

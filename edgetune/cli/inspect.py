@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,10 +24,22 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    for line in _lines(facts):
+        print_result(printable(line))
+
+
+def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested facts, one a line; what is not known is left out."""
     for key, value in facts.items():
-        if isinstance(value, list):
-            print_result(f"{key}:" + (" none" if not value else ""))
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}:"
+            yield from _lines(value, f"{indent}  ")
+        elif isinstance(value, list | tuple):
+            yield f"{indent}{key}:" + ("" if value else " none")
             for entry in value:
-                print_result(printable(f"  - {entry}"))
+                lines = _lines(entry) if isinstance(entry, Mapping) else iter([str(entry)])
+                yield f"{indent}  - {next(lines, '')}"
+                yield from (f"{indent}    {line}" for line in lines)
         elif value is not None:
-            print_result(printable(f"{key}: {value}"))
+            shown = str(value).lower() if isinstance(value, bool) else value
+            yield f"{indent}{key}: {shown}"

@@ -10,8 +10,8 @@ also with a large module's step taken first.
 Equal ratios are taken in the order of names: the same numbers give the same allocation.
 
 Speed enters by bytes alone: a token reads each quantized matrix once, so the smallest package is
-the fastest that is predicted, as long as no option is slow for its bytes (`allocation_widths` offers
-none). No latency is asked, for a build machine is not the device.
+the fastest that is predicted, as long as no option is slow for its bytes (`allocation_widths`
+offers none). No latency is asked, for a build machine is not the device.
 """
 
 from __future__ import annotations
