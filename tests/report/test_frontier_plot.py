@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgetune.report.frontier_plot import frontier_svg
 
@@ -48,3 +51,30 @@ def test_rows_without_figures_are_left_out_and_none_is_an_error() -> None:
     assert "x:" not in frontier_svg("demo", [empty, row("w4", 1e6, 0.1)])
     with pytest.raises(ValueError, match="no row"):
         frontier_svg("demo", [empty])
+
+
+def test_the_float_model_is_named_and_not_drawn() -> None:
+    rows = [row("w4", 1e6, 0.1), row("w8", 2e6, 0.001), row("fp32", 9e6, 1e-10)]
+    picture = ET.fromstring(frontier_svg("demo", rows))
+    assert len(picture.findall(f"{SVG}circle")) == 2
+    texts = ["".join(text.itertext()) for text in picture.findall(f"{SVG}text")]
+    assert "not drawn, nearer than 1e-06 nats: fp32 (9.0 MB)" in texts
+    assert "fp32: 9.0 MB" in str(picture.findtext(f"{SVG}desc"))
+    alone = ET.fromstring(frontier_svg("demo", rows[2:]))
+    assert len(alone.findall(f"{SVG}circle")) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(4e6, 6e6), st.floats(1e-4, 0.5)), min_size=1, max_size=12, unique=True
+    )
+)
+def test_labels_do_not_hide_each_other(figures: list[tuple[float, float]]) -> None:
+    rows = [row(f"w4a16-{n}", size, kl) for n, (size, kl) in enumerate(figures)]
+    picture = ET.fromstring(frontier_svg("demo", rows))
+    labels = [t for t in picture.findall(f"{SVG}text") if (t.text or "").startswith("w4a16-")]
+    assert sorted(t.text or "" for t in labels) == sorted(r["scheme"] for r in rows)
+    places = [(float(t.attrib["x"]), float(t.attrib["y"]), 7 * len(t.text or "")) for t in labels]
+    for (left, y, width), (other, its_y, its_width) in itertools.combinations(places, 2):
+        beside = left + width <= other + 0.2 or other + its_width <= left + 0.2
+        assert beside or abs(y - its_y) >= 14.8

@@ -278,6 +278,14 @@ def test_several_reports_stand_side_by_side() -> None:
     assert "measured against different references" in words(parsed(several(full(), other)))
 
 
+def test_the_float_model_does_not_squeeze_the_others() -> None:
+    nearest = full()
+    nearest["fidelity"]["kl_mean"] = {"value": 2e-10, "low": 1e-10, "high": 3e-10}
+    text = words(parsed(several(full(), failing(), nearest)))
+    assert "Not drawn, nearer than 1e−06 nats: 3." in text
+    assert "Not drawn" not in words(parsed(several(full(), nearest)))
+
+
 def test_a_build_s_report_gets_its_page(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(failing()), encoding="utf-8")
     place, verdict = publish_report(tmp_path / "report.json", tmp_path / "reports")

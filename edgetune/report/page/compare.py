@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from edgetune.report.page.elements import Markup, foreign, items, join, table, tag
-from edgetune.report.page.plots import Dot, dot_plot, figure
+from edgetune.report.page.plots import NEAREST_DRAWN, Dot, dot_plot, figure, short
 from edgetune.report.page.shown import Shown
 from edgetune.report.page.verdict import pill
 from edgetune.report.schema import Interval, LatencySide, Report
@@ -119,13 +119,15 @@ def _side(show: Callable[[LatencySide], str]) -> Callable[[Report], str]:
 
 def _plot(all_shown: Sequence[Shown]) -> Iterator[Markup]:
     """Size against KL: the lower left is small and near."""
-    found = [
+    known = [
         (n, one, one.report.fidelity.kl_mean, one.report.size.package_bytes / 1e6)
         for n, one in enumerate(all_shown, 1)
         if one.report.fidelity.kl_mean is not None
     ]
-    if len(found) < 2:
+    if len(known) < 2:
         return
+    drawn = [entry for entry in known if entry[2] and entry[2].value >= NEAREST_DRAWN]
+    found = drawn if len(drawn) > 1 else known
     sizes = [size for *_, size in found]
     low, high = min(sizes), max(sizes)
     span = (high - low) or high or 1.0
@@ -148,9 +150,10 @@ def _plot(all_shown: Sequence[Shown]) -> Iterator[Markup]:
     ]  # fmt: skip
     words = "; ".join(dot.name for dot in dots)
     plot = dot_plot("Size against KL", f"{words}.", dots, ticks, "package, MB", "KL, nats")
-    yield figure(
-        plot, "Numbers are the table’s columns. The lower left is small and near the trained model."
-    )
+    caption = "Numbers are the table’s columns. The lower left is small and near the trained model."
+    if left_out := ", ".join(str(entry[0]) for entry in known if entry not in found):
+        caption += f" Not drawn, nearer than {short(NEAREST_DRAWN)} nats: {left_out}."
+    yield figure(plot, caption)
 
 
 def _notes(reports: Sequence[Report]) -> Iterator[str]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from edgetune.report.page.elements import Markup, markup, tag
 
+# KL below this, nats, is the float model for all that can be seen: drawn, it squeezes the others.
+NEAREST_DRAWN = 1e-6
 # Where the plotting area begins and ends, in per cent of the width.
 _LEFT, _RIGHT = 11.0, 99.0
 _TOP, _BOTTOM = 20.0, 40.0
