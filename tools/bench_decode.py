@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from paired import spread
 
 
 def serve(folder: str, threads: int, prompt: int, new: int, settings: str) -> None:
@@ -128,10 +130,10 @@ def main() -> None:
     for side in sides:
         prefill, decode, peak = (list(column) for column in zip(*side.rows, strict=True))
         ratios = [
-            _spread([a[k] / b[k] for a, b in zip(side.rows, sides[0].rows, strict=True)], ".2f")
+            spread([a[k] / b[k] for a, b in zip(side.rows, sides[0].rows, strict=True)], ".2f")
             for k in (0, 1)
         ]
-        cells = [side.name, _spread(prefill, ".0f"), _spread(decode, ".1f"), f"{max(peak):.0f}"]
+        cells = [side.name, spread(prefill, ".0f"), spread(decode, ".1f"), f"{max(peak):.0f}"]
         print(f"| {' | '.join([*cells, *ratios])} |")
     return None
 
@@ -139,10 +141,6 @@ def main() -> None:
 def _named(text: str) -> tuple[str, str]:
     name, _, where = text.partition("=")
     return name, where
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
 
 
 if __name__ == "__main__":

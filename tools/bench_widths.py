@@ -22,7 +22,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_decode import _spread
+from paired import spread
 
 MATRICES = 6
 RUNS = {1: 100, 128: 4}
@@ -100,14 +100,14 @@ def main() -> None:
     for bits, group_size in opened:
         decode, prefill = (found[bits, group_size, rows] for rows in RUNS)
         ratios = [
-            _spread([a / b for a, b in zip(own, found[4, 32, rows], strict=True)], ".2f")
+            spread([a / b for a, b in zip(own, found[4, 32, rows], strict=True)], ".2f")
             for own, rows in ((decode, 1), (prefill, 128))
         ]
         stored = bits / 8 + 1 / group_size
         speed = size * size * stored / statistics.median(decode) / 1e6
         cells = [
-            f"w{bits}-g{group_size}", f"{stored:.3f}", _spread(decode, ".3f"), f"{speed:.1f}",
-            _spread(prefill, ".2f"), ", ".join(ratios),
+            f"w{bits}-g{group_size}", f"{stored:.3f}", spread(decode, ".3f"), f"{speed:.1f}",
+            spread(prefill, ".2f"), ", ".join(ratios),
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
 

@@ -73,8 +73,8 @@ def table(runs: Mapping[str, Runs], peer: str) -> str:
         base = runs[peer]
         cells = [
             name,
-            _spread(found.wall_s, ".1f"),
-            _spread(found.cpu_s, ".1f"),
+            spread(found.wall_s, ".1f"),
+            spread(found.cpu_s, ".1f"),
             f"{max(found.peak_mb):.0f}",
             _ratio(found.wall_s, base.wall_s) if name != peer else "1",
             _ratio(found.cpu_s, base.cpu_s) if name != peer else "1",
@@ -83,10 +83,11 @@ def table(runs: Mapping[str, Runs], peer: str) -> str:
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, smallest and largest, as a table has them."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    return _spread([a / b for a, b in zip(ours, theirs, strict=True)], ".2f")
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)], ".2f")

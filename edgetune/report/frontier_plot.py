@@ -11,9 +11,8 @@ from edgetune.report.page.plots import NEAREST_DRAWN
 
 _WIDTH, _HEIGHT = 860, 520
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 150, 48, 60
-# Of a label: a line's height, the mean width of a letter, and how far off its point it may stand.
+# Of a label: a line's height, the mean width of a letter, and how far off its point it begins.
 _LINE, _LETTER, _NEAR = 15.0, 7.0, 9.0
-_FARTHEST = 5
 _COLOURS = {
     "pass": "#1a7f37",
     "fail": "#cf222e",
@@ -131,12 +130,13 @@ def _labels(places: Sequence[tuple[float, float]], texts: Sequence[str]) -> Iter
 
 def _around(x: float, y: float, width: float) -> Iterator[Box]:
     """Places for a text of this width, the nearest first: right and left of the point, a little
-    above it (the frontier falls to the right), then further down and up."""
-    for number in range(2 * _FARTHEST + 1):
+    above it (the frontier falls to the right), then ever further down and up."""
+    for number in range(2 * int(_HEIGHT / _LINE)):
         shift = (number + 1) // 2 * _LINE * (1 if number % 2 else -1)
         top = y - 0.9 * _LINE + shift
         for left in (x + _NEAR, x - _NEAR - width):
-            if left >= _LEFT and _TOP - _LINE <= top <= _HEIGHT - _BOTTOM - _LINE:
+            inside = left >= _LEFT and left + width <= _WIDTH
+            if inside and _TOP - _LINE <= top <= _HEIGHT - _BOTTOM - _LINE:
                 yield left, top, left + width, top + _LINE
     yield x + _NEAR, y - _LINE, x + _NEAR + width, y
 

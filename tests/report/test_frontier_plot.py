@@ -66,7 +66,7 @@ def test_the_float_model_is_named_and_not_drawn() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(4e6, 6e6), st.floats(1e-4, 0.5)), min_size=1, max_size=12, unique=True
+        st.tuples(st.floats(4e6, 6e6), st.floats(1e-4, 0.5)), min_size=1, max_size=6, unique=True
     )
 )
 def test_labels_do_not_hide_each_other(figures: list[tuple[float, float]]) -> None:
